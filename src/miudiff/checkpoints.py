@@ -1,0 +1,128 @@
+"""What lies on disk: weights to use (a diffusers-style folder, safetensors) and states to resume a run from.
+
+A state is one file, `state-00001000.pt`, tensors and plain values only, read with `weights_only=True`. Every file appears whole
+or not at all (`images.atomic`), so a run killed at any moment finds its last whole state.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from miudiff.errors import CheckpointError
+from miudiff.images import atomic, write_bytes
+
+
+class Part(Protocol):
+    """Anything with a state: a module, an optimizer, an average."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+STATE = re.compile(r"state-(\d{8})\.pt")
+
+
+def save_state(folder: Path, step: int, parts: Mapping[str, Part], keep: int = 2) -> Path:
+    """Write the state after `step` steps; the `keep` newest stay."""
+    path = folder / f"state-{step:08d}.pt"
+    with atomic(path) as part:
+        torch.save({"step": step, "parts": {name: p.state_dict() for name, p in parts.items()}}, part)
+    for _, old in find_states(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def find_states(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of each state in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(m[1]), p) for p in folder.iterdir() if (m := STATE.fullmatch(p.name)))
+
+
+def load_state(path: Path, parts: Mapping[str, Part]) -> int:
+    """Put a state back into `parts`; returns its step.
+
+    Raises:
+        CheckpointError: Damaged, or made by a run of other parts or sizes.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict) or set(content) != {"step", "parts"} or set(content["parts"]) != set(parts):
+        raise CheckpointError(f"{path}: is no state of this run; start in another folder")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(content["parts"][name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit the configuration ({str(error).splitlines()[0]}); start in another folder") from error
+    return int(content["step"])
+
+
+def load_tensors(path: Path) -> Any:
+    """A `torch.save` file, read without running anyone's code.
+
+    Raises:
+        CheckpointError: Not there, damaged, or holding more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # zipfile, pickle and torch each raise their own
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be loaded as plain tensors ({reason})") from error
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file; floating-point tensors become `dtype` if one is given."""
+    from safetensors.torch import save
+
+    content = {
+        name: (t.to(dtype) if dtype and t.is_floating_point() else t).detach().cpu().contiguous() for name, t in tensors.items()
+    }
+    write_bytes(path, save(content, metadata={"format": "pt"}))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; half-precision tensors come back as float32.
+
+    Raises:
+        CheckpointError: Not there or damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged weights ({str(error).splitlines()[0][:120]})") from error
+    return {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write readable JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: Not there, or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content

@@ -1,0 +1,161 @@
+"""Training tiles: item i of a set is a function of (seed, i) alone, so a run stopped and resumed sees the same batches.
+
+Every tile has one stated scale. A source gives its files' micrometres per pixel, or the files state it (OME-TIFF); tiles are cut
+from the images resampled to the run's `mpp`. Where a dataset is used as the paper uses it, whole images shrunk to the tile,
+`fit` does that, and the scale of the tile follows from the scale of the source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch.utils.data import Dataset
+
+from miudiff.config import Strict
+from miudiff.errors import DataError
+from miudiff.images import Pixels, list_images, read_image, read_scale, resize, to_tensor
+from miudiff.noise import NoiseKey
+
+
+class SourceConfig(Strict):
+    """Images of one kind: a folder and a pattern in it, or a region of the twin set (`twin:train`)."""
+
+    files: str = Field(description="Pattern below `data.root`, as in 'trainB/*.jpg', or 'twin:train' / 'twin:test'.")
+    marker: str | None = Field(None, description="The marker's name, for a model of several.")
+    mpp: float | None = Field(None, gt=0, description="Micrometres per pixel of the files, where they do not state it.")
+    exclude: tuple[str, ...] = Field((), description="Patterns of file names to leave out.")
+    weight: float = Field(1.0, gt=0, description="How often a tile is drawn from here, relative to the other sources.")
+
+
+class DataConfig(Strict):
+    """What to train on."""
+
+    root: Path = Field(Path("."), description="The folder that the sources' patterns start from.")
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    size: int = Field(256, ge=8, description="Side of a tile in pixels.")
+    mpp: float | None = Field(None, gt=0, description="Micrometres per pixel of a tile; needed unless `fit` is on.")
+    fit: bool = Field(False, description="Shrink each whole image to the tile, as the paper does, instead of cutting tiles.")
+    scale_jitter: float = Field(0.0, ge=0, lt=0.5, description="Tiles are drawn at a scale up to this fraction off.")
+    dihedral: bool = Field(True, description="Flip and turn tiles: histology has no up.")
+
+
+@dataclass(frozen=True)
+class TileImage:
+    """An image to cut tiles from; `mpp` is None only where whole images are fitted and the source states no scale."""
+
+    path: Path
+    mpp: float | None
+    marker: int
+    weight: float
+
+
+def find_images(config: DataConfig, markers: Sequence[str]) -> list[TileImage]:
+    """The images of every source.
+
+    Raises:
+        DataError: A pattern that finds nothing, a marker that the model does not have, or a file with no stated scale.
+    """
+    found: list[TileImage] = []
+    for source in config.sources:
+        if markers and source.marker not in markers:
+            raise DataError(f"data.sources '{source.files}': marker {source.marker!r}, expected one of {', '.join(markers)}")
+        index = markers.index(source.marker) if markers and source.marker else 0
+        paths = _source_files(config.root, source)
+        for path in paths:
+            mpp = source.mpp if source.mpp is not None else read_scale(path)
+            if mpp is None and not config.fit:
+                raise DataError(f"{path}: states no micrometres per pixel; give data.sources 'mpp' for '{source.files}'")
+            found.append(TileImage(path, mpp, index, source.weight / len(paths)))
+    if config.mpp is None and not config.fit:
+        raise DataError("data.mpp: missing; state the micrometres per pixel of a tile, or shrink whole images with data.fit=true")
+    return found
+
+
+def _source_files(root: Path, source: SourceConfig) -> list[Path]:
+    if source.files.startswith("twin:"):
+        from miudiff.data.twin import twin_region_file
+
+        return [twin_region_file(source.files.removeprefix("twin:"), "IHC")]
+    if (root / source.files).is_dir():
+        paths = list_images(root / source.files)
+    else:
+        paths = sorted(p for p in root.glob(source.files) if p.is_file() and not p.name.startswith("."))
+    paths = [p for p in paths if not any(p.match(pattern) for pattern in source.exclude)]
+    if not paths:
+        raise DataError(f"{root / source.files}: finds no images; check data.root and the pattern")
+    return paths
+
+
+class Tiles(Dataset[dict[str, object]]):
+    """Item i is {"ihc": float32 [3, size, size] in [-1, 1], "key": i, "marker": int, "name": str}.
+
+    Args:
+        images: From `find_images`.
+        seed: With i it decides the image, the place, the scale and the turn.
+    """
+
+    def __init__(self, images: Sequence[TileImage], config: DataConfig, seed: int) -> None:
+        self.images, self.config, self.seed = list(images), config, seed
+        weights = np.array([image.weight for image in self.images])
+        self._cumulative = np.cumsum(weights / weights.sum())
+
+    def __len__(self) -> int:
+        return 2**62  # items are drawn without end; the loop counts steps
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        which, top, left, scale, turn = NoiseKey(self.seed, "tiles").uniform("augment", index, 5)
+        image = self.images[min(int(np.searchsorted(self._cumulative, which, side="right")), len(self.images) - 1)]
+        jitter = (1 + self.config.scale_jitter) ** (2 * float(scale) - 1)
+        tile = _cut(self._pixels(image), self.config.size, float(top), float(left), jitter)
+        if self.config.dihedral:
+            tile = dihedral(tile, int(turn * 8))
+        return {"ihc": to_tensor(tile)[0], "key": index, "marker": image.marker, "name": image.path.name}
+
+    def _pixels(self, image: TileImage) -> Pixels:
+        return _resampled(image.path, image.mpp, self.config)
+
+
+@lru_cache(maxsize=20_000)
+def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Pixels:
+    """The image at the run's scale, kept in memory: 20,000 tiles of 256 x 256 are 4 GB."""
+    pixels = read_image(path)
+    if config.fit:
+        return resize(pixels, config.size, config.size)
+    assert mpp is not None and config.mpp is not None
+    factor = mpp / config.mpp
+    height, width = round(pixels.shape[0] * factor), round(pixels.shape[1] * factor)
+    need = math.ceil(config.size * (1 + config.scale_jitter))
+    if min(height, width) < need:
+        raise DataError(f"{path}: {width} x {height} pixels at {config.mpp:g} um/px, expected at least {need} on each side")
+    return resize(pixels, height, width)
+
+
+def _cut(pixels: Pixels, size: int, top: float, left: float, jitter: float) -> Pixels:
+    side = min(round(size * jitter), *pixels.shape[:2])
+    y, x = int(top * (pixels.shape[0] - side + 1)), int(left * (pixels.shape[1] - side + 1))
+    tile = pixels[y : y + side, x : x + side]
+    if side != size:
+        tile = np.asarray(Image.fromarray(tile).resize((size, size), Image.Resampling.BICUBIC))
+    return tile
+
+
+def dihedral(pixels: Pixels, which: int) -> Pixels:
+    """One of the 8 flips and quarter turns of a square image, uint8 [H, W, 3]."""
+    turned = np.rot90(pixels, which % 4)
+    return np.ascontiguousarray(turned[:, ::-1] if which >= 4 else turned)
+
+
+def collate(items: Sequence[dict[str, object]]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Batch tensors and the names of what is in them."""
+    tensors = {"ihc": torch.stack([i["ihc"] for i in items])}  # type: ignore[misc]
+    for name in ("key", "marker"):
+        tensors[name] = torch.tensor([i[name] for i in items])
+    return tensors, [str(item["name"]) for item in items]

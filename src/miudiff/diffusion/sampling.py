@@ -1,0 +1,94 @@
+"""One reverse step: the transition p(y_{t-1} | y_t) of the learned chain, and its shift by an energy (Eq. 3).
+
+Every method shares these functions and keeps its own loop. The network's noise estimate eps comes in as a tensor, so nothing
+here knows a network; s = -eps / sqrt(1 - alpha_bar) is the score.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from miudiff.diffusion.sde import VPSDE, Times, at
+
+Variance = Literal["fixed_small", "fixed_large", "learned"]
+
+
+class Transition(NamedTuple):
+    """A Gaussian step: `mean` [B, C, H, W] and `std`, broadcastable to it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def shift(self, gradient: Tensor) -> Transition:
+        """Eq. 3: the density times exp(-energy), with the energy linear at the mean, has the mean mu - Sigma k."""
+        return Transition(self.mean - self.std**2 * gradient, self.std)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.mean + self.std * noise
+
+
+def denoised(sde: VPSDE, y: Tensor, t: Times, eps: Tensor) -> Tensor:
+    """Tweedie's estimate of the clean image, (y - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
+    return (y - at(sde.spread, t, y) * eps) / at(sde.signal, t, y)
+
+
+def log_variance(sde: VPSDE, t: Times, like: Tensor, variance: Variance, fraction: Tensor | None = None) -> Tensor:
+    """log Sigma_t: the posterior's (`fixed_small`), beta's (`fixed_large`), or between them (`learned`).
+
+    `fixed_large` is beta with its first entry replaced by the posterior's second, as is `fixed_small`'s logarithm under
+    `learned`: log 1e-20 would otherwise be interpolated.
+
+    Args:
+        fraction: The network's second half [B, C, H, W] in about [-1, 1]: -1 is the posterior's variance, 1 is beta.
+    """
+    posterior = sde.posterior_variance
+    small = torch.cat([posterior[1:2], posterior[1:]]).log()
+    if variance == "fixed_small":
+        return at(posterior.log(), t, like)
+    if variance == "fixed_large":
+        return at(torch.cat([posterior[1:2], sde.betas[1:]]).log(), t, like)
+    if fraction is None:
+        raise ValueError("a learned variance needs the network's second half")
+    share = (fraction + 1) / 2
+    return share * at(sde.betas.log(), t, like) + (1 - share) * at(small, t, like)
+
+
+def ancestral(
+    sde: VPSDE, y: Tensor, t: Times, eps: Tensor, variance: Variance = "fixed_small", fraction: Tensor | None = None
+) -> Transition:
+    """The DDPM step without clipping: mean (y - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha), as SDEdit and EGSDE take it."""
+    mean = (y - at(sde.betas / sde.spread[:-1], t, y) * eps) / at((1 - sde.betas).sqrt(), t, y)
+    return Transition(mean, torch.exp(0.5 * log_variance(sde, t, y, variance, fraction)))
+
+
+def posterior(
+    sde: VPSDE, y: Tensor, t: Times, y0: Tensor, variance: Variance = "fixed_small", fraction: Tensor | None = None
+) -> Transition:
+    """The step from an estimate `y0` of the clean image, q(y_{t-1} | y_t, y_0); clip `y0` first for ILVR and ADM sampling."""
+    before = sde.alpha_bar_before
+    weight0 = sde.betas * before.sqrt() / (1 - sde.alpha_bar)
+    weight_t = (1 - before) * (1 - sde.betas).sqrt() / (1 - sde.alpha_bar)
+    mean = at(weight0, t, y) * y0 + at(weight_t, t, y) * y
+    return Transition(mean, torch.exp(0.5 * log_variance(sde, t, y, variance, fraction)))
+
+
+def euler_maruyama(sde: VPSDE, y: Tensor, t: Times, eps: Tensor) -> Transition:
+    """The Euler-Maruyama step of dy = [-1/2 beta y - beta s] dt + sqrt(beta) dw, backwards over one index.
+
+    It agrees with `ancestral` to first order in beta.
+    """
+    beta = at(sde.betas, t, y)
+    score = -eps / at(sde.spread, t, y)
+    return Transition(y + 0.5 * beta * y + beta * score, beta.sqrt())
+
+
+def ddim(sde: VPSDE, y: Tensor, t: int, eps: Tensor, clip: bool = False) -> Tensor:
+    """The deterministic step of Song et al. 2021 (DDIM, eta 0) to index t - 1."""
+    y0 = denoised(sde, y, t, eps)
+    if clip:
+        y0 = y0.clamp(-1, 1)
+        eps = (y - at(sde.signal, t, y) * y0) / at(sde.spread, t, y)
+    return at(sde.signal, t - 1, y) * y0 + at(sde.spread, t - 1, y) * eps

@@ -1,0 +1,157 @@
+"""The score model: a U-Net that tells the noise in an image, and so the score of the IHC distribution at each noise level.
+
+    s(y, t) = -eps(y, t) / sqrt(1 - alpha_bar_t)
+
+The network is diffusers' `UNet2DModel`. `NetworkConfig` describes it in the words of the paper's lineage (guided-diffusion);
+its defaults are that lineage's network of 97.5 M parameters. A model that knows several markers takes the marker as a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DModel
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from miudiff.diffusion.sampling import denoised
+from miudiff.diffusion.sde import VPSDE, Times, at
+
+
+class NetworkConfig(BaseModel):
+    """A U-Net for images of `size` pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(256, ge=8, description="Tile side that `attention` refers to; other sides work too.")
+    channels: tuple[int, ...] = Field((128, 128, 256, 256, 512, 512), description="Channels at each resolution.")
+    layers: int = Field(1, ge=1, description="Residual blocks at each resolution.")
+    attention: tuple[int, ...] = Field((32, 16, 8), description="Sides of the feature maps that get self-attention.")
+    head_channels: int | None = Field(64, description="Channels of an attention head.")
+    groups: int = Field(32, ge=1, description="Groups of each GroupNorm.")
+    scale_shift: bool = Field(True, description="Time enters as scale and shift of the norm.")
+    residual_sampling: bool = Field(True, description="Up- and down-sampling inside residual blocks.")
+    learned_variance: bool = Field(True, description="A second half of the output interpolates the variance.")
+    markers: int | None = Field(None, description="Number of markers of a conditional model.")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+def build_unet(config: NetworkConfig) -> UNet2DModel:
+    """A fresh network for `config`, channels-last."""
+    attended = [config.size >> level in config.attention for level in range(len(config.channels))]
+    # diffusers' plain blocks ignore `downsample_type`; the ones with attention obey it.
+    sampling, down, up = (
+        ("resnet", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if config.residual_sampling
+        else ("conv", "DownBlock2D", "UpBlock2D")
+    )
+    unet = UNet2DModel(
+        sample_size=config.size,
+        in_channels=3,
+        out_channels=6 if config.learned_variance else 3,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        down_block_types=tuple("AttnDownBlock2D" if a else down for a in attended),
+        up_block_types=tuple("AttnUpBlock2D" if a else up for a in reversed(attended)),
+        downsample_type=sampling,
+        upsample_type=sampling,
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
+        attention_head_dim=config.head_channels,
+        norm_num_groups=config.groups,
+        norm_eps=1e-5,
+        attn_norm_num_groups=config.groups,
+        dropout=config.dropout,
+        num_class_embeds=config.markers,
+    )
+    nn.init.zeros_(unet.conv_out.weight)  # the first guess is "no noise": the loss starts at 1, not at a random value
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet.to(memory_format=torch.channels_last)
+
+
+class ScoreModel(nn.Module):
+    """A U-Net with its noise schedule.
+
+    Args:
+        unet: 3 channels in, 3 (noise) or 6 (noise, variance) out.
+        sde: The full chain that the network was trained on.
+        marker: For a model of several markers, the one to speak of; None for a model of one.
+    """
+
+    def __init__(self, unet: UNet2DModel, sde: VPSDE | None = None, marker: int | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.sde = sde or VPSDE()
+        self.marker = marker
+
+    @property
+    def learned_variance(self) -> bool:
+        return self.unet.config.out_channels == 6
+
+    def forward(self, y: Tensor, t: Tensor, marker: Tensor | None = None) -> Tensor:
+        """The network's raw output [B, 3 or 6, H, W], float32, for indices `t` [B] of the full chain."""
+        if marker is None and self.marker is not None:
+            marker = torch.full((len(y),), self.marker, device=y.device)
+        return self.unet(y.contiguous(memory_format=torch.channels_last), t, class_labels=marker).sample.float()
+
+    def predict(self, y: Tensor, t: Times, sde: VPSDE | None = None) -> tuple[Tensor, Tensor | None]:
+        """Noise and variance fraction (None where the variance is not learned), each [B, 3, H, W].
+
+        `t` counts in `sde`, a respaced chain perhaps; by default in the model's own.
+        """
+        times = (sde or self.sde).network_time(t)
+        if isinstance(times, int):
+            times = torch.full((len(y),), times, device=y.device)
+        output = self(y, times)
+        return output[:, :3], output[:, 3:] if self.learned_variance else None
+
+    def predict_noise(self, y: Tensor, t: Times) -> Tensor:
+        """eps(y, t), [B, 3, H, W]."""
+        return self.predict(y, t)[0]
+
+    def denoise(self, y: Tensor, t: Times) -> Tensor:
+        """Tweedie's estimate of the clean image, [B, 3, H, W], not clipped."""
+        return denoised(self.sde, y, t, self.predict_noise(y, t))
+
+    def score(self, y: Tensor, t: Times) -> Tensor:
+        """grad log q_t(y), [B, 3, H, W]."""
+        return -self.predict_noise(y, t) / at(self.sde.spread, t, y)
+
+    def features(self, y: Tensor, t: Times, taps: Sequence[int]) -> list[Tensor]:
+        """Encoder features [B, C, h, w] after the blocks `taps`.
+
+        Blocks count as guided-diffusion's `input_blocks`: 0 is the first convolution, then each residual block and each
+        down-sampling in order. Attention is part of its residual block.
+
+        Raises:
+            ValueError: A tap beyond the encoder's last block.
+        """
+        unet = self.unet
+        time = torch.full((len(y),), t, device=y.device) if isinstance(t, int) else t
+        emb = unet.time_embedding(unet.time_proj(time).to(unet.dtype))
+        if unet.class_embedding is not None:
+            emb = emb + unet.class_embedding(torch.full((len(y),), self.marker or 0, device=y.device))
+        hidden = unet.conv_in(y.contiguous(memory_format=torch.channels_last))
+        blocks = [hidden]
+        for down in unet.down_blocks:
+            hidden, outputs = down(hidden_states=hidden, temb=emb)
+            blocks.extend(outputs)
+            if len(blocks) > max(taps):
+                break
+        if max(taps) >= len(blocks):
+            raise ValueError(f"tap {max(taps)} is beyond the encoder's {len(blocks)} blocks")
+        return [blocks[tap].float() for tap in taps]
+
+    @property
+    def encoder_blocks(self) -> int:
+        """How many blocks `features` can tap."""
+        config = self.unet.config
+        return len(config.block_out_channels) * (config.layers_per_block + 1)
+
+    def default_taps(self) -> list[int]:
+        """Five taps from the first block to the last: [0, 2, 5, 8, 11] on the paper's network, as ZeCon has them."""
+        return [(self.encoder_blocks - 1) * i // 4 for i in range(5)]
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,32 @@
+"""Mistakes that a user can make and mend. Each message says what was found, what was expected and the fix.
+
+Programmers' mistakes stay `ValueError`; the command line turns a `MiudiffError` into one line and exit code 2.
+"""
+
+
+class MiudiffError(Exception):
+    """A user's mistake, told in one line."""
+
+
+class ConfigError(MiudiffError):
+    """A configuration file or `key=value` is wrong."""
+
+
+class DataError(MiudiffError):
+    """An image, a folder or a dataset cannot be used as it is."""
+
+
+class CheckpointError(MiudiffError):
+    """Weights or a training state are missing, damaged or do not fit."""
+
+
+class DeviceError(MiudiffError):
+    """The device or precision that was asked for is not there."""
+
+
+class SlideError(DataError):
+    """A whole-slide image cannot be read or lacks what is needed."""
+
+
+class NonFiniteError(MiudiffError):
+    """Training met a NaN or an infinity."""

@@ -1,0 +1,186 @@
+"""The training loop: batches in order, one learner step each, a log, states, and the way back from any of them.
+
+A run is a folder: `run.yaml` (the configuration), `metrics.jsonl`, `state-*.pt`, `weights/`. The same command goes on from the
+last state. Under torchrun every process runs this loop on its share of each batch; the first one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from miudiff.checkpoints import find_states, load_state, save_state
+from miudiff.errors import ConfigError, NonFiniteError
+from miudiff.images import write_bytes
+from miudiff.training.learner import Learner
+
+Batch = tuple[dict[str, Tensor], list[str]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long to run and how often to write."""
+
+    steps: int
+    batch_size: int
+    log_every: int = 20
+    save_every: int = 500
+    workers: int = 0
+
+
+class _Share(Sampler[int]):
+    """This process's share of each batch, in order: batch s holds items s B .. s B + B - 1."""
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int, world: int) -> None:
+        self.start, self.stop, self.batch, self.rank, self.world = start, stop, batch, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        share = self.batch // self.world
+        for step in range(self.start, self.stop):
+            first = step * self.batch + self.rank * share
+            yield from range(first, first + share)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * (self.batch // self.world)
+
+
+def train(
+    learner: Learner,
+    tiles: Dataset[Any],
+    collate: Callable[[Sequence[Any]], Batch],
+    folder: Path,
+    config: LoopConfig,
+    accelerator: Accelerator,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Run `learner` from its last state in `folder` to `config.steps`; returns the step reached.
+
+    Ctrl-C (or SIGTERM) finishes the step, writes a state and raises KeyboardInterrupt.
+
+    Raises:
+        NonFiniteError: A loss or gradient is not finite; names the step and the batch's images.
+    """
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if config.batch_size % world:
+        raise ConfigError(f"batch_size: {config.batch_size} does not divide over {world} processes; make it a multiple")
+    states = find_states(folder)
+    start = load_state(states[-1][1], learner.parts()) if states else 0
+    if accelerator.is_main_process and start:
+        _trim_log(folder / "metrics.jsonl", start)
+        say(f"goes on after step {start} ({states[-1][1].name})")
+    accelerator.wait_for_everyone()  # nobody writes a state before everybody has read the last
+    sampler = _Share(start, config.steps, config.batch_size, rank, world)
+    loader = DataLoader(
+        tiles,
+        batch_size=config.batch_size // world,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=config.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    step, saved, progress = start, start, _Progress(start, config.steps, config.batch_size)
+    with _Interrupt() as interrupt:
+        for batch, names in loader:
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            try:
+                logs = learner.step(batch, step)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"step {step}: {error}; the batch's images: {', '.join(names)}; lower optimizer.lr or look at them") from error
+            step += 1
+            if step % config.log_every == 0 or step == config.steps:
+                line = _mean_over_processes(accelerator, logs)
+                if accelerator.is_main_process:
+                    _append(folder / "metrics.jsonl", {"step": step, **line, "images_per_second": progress.rate(step)})
+                    say(progress.line(step, line))
+            stop = _any_process(accelerator, interrupt.asked)
+            if step % config.save_every == 0 or step == config.steps or stop:
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process and step != saved:
+                    save_state(folder, step, learner.parts())
+                saved = step
+                accelerator.wait_for_everyone()
+            if stop:
+                raise KeyboardInterrupt
+    return step
+
+
+class _Interrupt:
+    """Turns the first SIGINT or SIGTERM into a flag, so that a step is never torn; the second acts as usual."""
+
+    def __enter__(self) -> _Interrupt:
+        self.asked = False
+        self._old: dict[signal.Signals, Any] = {}
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[kind] = signal.signal(kind, self._ask)
+            except ValueError:  # not the main thread: whoever called keeps the signals
+                break
+        return self
+
+    def _ask(self, kind: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for signal_kind, old in self._old.items():
+            signal.signal(signal_kind, old)
+
+    def __exit__(self, *_: object) -> None:
+        for kind, old in self._old.items():
+            signal.signal(kind, old)
+
+
+def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+    return bool(total > 0)
+
+
+def _mean_over_processes(accelerator: Accelerator, logs: Mapping[str, Tensor]) -> dict[str, float]:
+    values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=accelerator.device).detach() for v in logs.values()])
+    means = accelerator.reduce(values, "mean").tolist()
+    return dict(zip(logs, means, strict=True))
+
+
+class _Progress:
+    def __init__(self, start: int, stop: int, batch: int) -> None:
+        self.start, self.stop, self.batch, self.began = start, stop, batch, time.monotonic()
+
+    def rate(self, step: int) -> float:
+        """Images for each second since this process began."""
+        return round((step - self.start) * self.batch / max(1e-9, time.monotonic() - self.began), 3)
+
+    def line(self, step: int, logs: Mapping[str, float]) -> str:
+        seconds = (self.stop - step) * (time.monotonic() - self.began) / max(1, step - self.start)
+        values = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
+        left = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return f"step {step}/{self.stop}  {values}  {self.rate(step):.1f} images/s  {left} left"
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _trim_log(path: Path, step: int) -> None:
+    """Drop what was logged after the state that the run goes on from, and a line cut off by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            print(f"{path}: dropped a line that was cut off", file=sys.stderr)
+    write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
