@@ -28,6 +28,7 @@ Pixels = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".dcm")
 MAX_PIXELS = 150_000_000  # 12,000 x 12,000: beyond it a file is a slide, not a tile
+OTHER_COLOURS = ("CMYK", "LAB", "HSV", "YCbCr", "CIELAB", "ICCLAB", "ITULAB")  # Pillow's and tifffile's names
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
 
 
@@ -42,28 +43,32 @@ def read_image(path: str | Path) -> Pixels:
         raise DataError(f"{path}: is a folder, expected an image file")
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(32)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise DataError(f"{path}: the file is empty, expected an image; copy it again")
     if path.suffix.lower() in SLIDE_SUFFIXES:
         raise DataError(f"{path}: is a whole-slide format, expected a tile; export the region as PNG or TIFF first")
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":  # Pillow drops the lower byte in silence
+        raise _too_deep(path, 16)
     return _read_tiff(path) if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _read_pillow(path)
 
 
 def _read_pillow(path: Path) -> Pixels:
     try:
         with Image.open(path) as image:
+            image.verify()  # the check sums of a PNG, which decoding passes over
+        with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels, expected a tile of at most {MAX_PIXELS:,}; cut it first")
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{path}: holds {image.n_frames} frames, expected one image")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise DataError(f"{path}: holds {frames} frames, expected one image")
             image.load()
             mode = image.mode
-            if mode == "P":
-                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-            return _colour(path, np.asarray(image), mode)
+            if mode == "P" or (mode == "RGB" and "transparency" in image.info):
+                mode = "RGBA" if "transparency" in image.info else "RGB"
+            return _colour(path, np.asarray(image if mode == image.mode else image.convert(mode)), mode)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: is not an image (its content is no known format), expected PNG, JPEG or TIFF") from error
     except Image.DecompressionBombError as error:
@@ -82,6 +87,13 @@ def _read_tiff(path: Path) -> Pixels:
                 raise DataError(f"{path}: {series.shape} samples is a slide, expected a tile of at most {MAX_PIXELS:,} pixels; cut it first")
             page = series.pages[0]
             photometric = getattr(getattr(page, "photometric", None), "name", "?")
+            # tifffile hands on palette indices and raw YCbCr as they are; Pillow resolves or refuses them.
+            if photometric == "PALETTE" or (photometric == "YCBCR" and page.compression.name == "NONE"):
+                return _read_pillow(path)
+            length = path.stat().st_size
+            # A decoder may paint what is missing of a tile grey or black instead of failing.
+            if any(not n or at + n > length for at, n in zip(page.dataoffsets, page.databytecounts)):
+                raise DataError(f"{path}: damaged or cut off (some of its tiles have no data); copy it again")
             array = series.asarray()
             axes = series.axes
     except DataError:
@@ -100,17 +112,22 @@ def _read_tiff(path: Path) -> Pixels:
 def _colour(path: Path, array: NDArray[np.generic], mode: str) -> Pixels:
     if array.dtype != np.uint8:
         bits = array.dtype.itemsize * 8 if array.dtype != np.bool_ else 1
-        raise DataError(f"{path}: {bits} bits a channel, expected 8; its white level is not stated, so convert it first")
+        raise _too_deep(path, bits)
     if array.ndim == 2 or array.shape[-1] == 1 or mode == "LA":
         raise DataError(f"{path}: a grey image ({mode}), expected RGB colour of a stained section")
     if array.shape[-1] == 4 and mode in ("RGBA", "RGB", "P", "YCBCR"):
         if (array[..., 3] != 255).any():
             share = (array[..., 3] != 255).mean()
-            raise DataError(f"{path}: {share:.0%} of its pixels are transparent, which says nothing of the tissue there; flatten or cut it first")
+            raise DataError(f"{path}: {share:.2%} of its pixels are transparent, which says nothing of the tissue there; flatten or cut it first")
         array = array[..., :3]
-    if array.ndim != 3 or array.shape[-1] != 3 or mode in ("CMYK", "LAB", "HSV", "YCbCr"):
+    if array.ndim != 3 or array.shape[-1] != 3 or mode in OTHER_COLOURS:
         raise DataError(f"{path}: {mode} with shape {array.shape}, expected RGB")
     return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def _too_deep(path: Path, bits: int) -> DataError:
+    why = "its white level is not stated, so convert it first"
+    return DataError(f"{path}: {bits} bits a channel, expected 8; {why}")
 
 
 def read_scale(path: str | Path) -> float | None:

@@ -30,6 +30,8 @@ class NoiseSource(Protocol):
 
     def integers(self, stream: str, step: int, count: int, high: int) -> Tensor: ...
 
+    def permutation(self, stream: str, step: int, length: int) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class NoiseKey:
@@ -64,6 +66,10 @@ class NoiseKey:
     def integers(self, stream: str, step: int, count: int, high: int) -> Tensor:
         """`count` integers in [0, high), int64."""
         return torch.from_numpy(self._generator(stream, step, self.y, self.x).integers(0, high, count))
+
+    def permutation(self, stream: str, step: int, length: int) -> Tensor:
+        """The integers 0 to `length` - 1 in a random order, int64."""
+        return torch.from_numpy(self._generator(stream, step, self.y, self.x).permutation(length))
 
     def uniform(self, stream: str, step: int, count: int) -> Tensor:
         """`count` numbers in [0, 1), float64."""

@@ -16,6 +16,9 @@ Floats = NDArray[np.floating]
 HEMATOXYLIN = (0.650, 0.704, 0.286)
 EOSIN = (0.072, 0.990, 0.105)
 DAB = (0.268, 0.570, 0.776)
+# Reference colours of an H&E slide (Macenko et al. 2009): less magenta than Ruifrok's, as scanners show them.
+HE_HEMATOXYLIN = (0.563, 0.720, 0.406)
+HE_EOSIN = (0.216, 0.801, 0.558)
 
 
 def stain_matrix(*stains: tuple[float, float, float]) -> Floats:
@@ -33,6 +36,7 @@ def stain_matrix(*stains: tuple[float, float, float]) -> Floats:
 
 rgb_from_hdab = stain_matrix(HEMATOXYLIN, DAB)
 rgb_from_hed = stain_matrix(HEMATOXYLIN, EOSIN)
+rgb_from_he = stain_matrix(HE_HEMATOXYLIN, HE_EOSIN)
 
 
 def optical_density(image: NDArray[np.uint8], light: Floats | float = 255.0) -> Floats:

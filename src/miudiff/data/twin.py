@@ -18,10 +18,11 @@ from typing import Literal
 
 import numpy as np
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, write_image
-from miudiff.stains import Floats, background_light, combine_stains, rgb_from_hdab, rgb_from_hed, separate_stains
+from miudiff.stains import Floats, background_light, combine_stains, rgb_from_hdab, rgb_from_he, separate_stains
 
 Where = Literal["nuclear", "cytoplasmic"]
 Region = Literal["train", "test"]
@@ -40,15 +41,26 @@ def render_twin(ihc: Pixels, where: Where, light: Floats | None = None) -> Pixel
     """
     amounts = separate_stains(ihc, rgb_from_hdab, background_light(ihc) if light is None else light)
     hematoxylin, dab = (np.clip(amounts[..., i], 0, None) for i in (0, 1))
-    chromatin = hematoxylin + dab if where == "nuclear" else hematoxylin
-    # Saturation, 1 - exp(-c): positive and negative nuclei end equally dark; the texture within stays.
-    nuclei = 0.75 * (1 - np.exp(-2.2 * np.clip(chromatin - 0.08, 0, None)))
-    # Eosin follows all matter, smoothed: cytoplasm and stroma are pink, nuclei stay blue.
-    matter = np.clip(hematoxylin, 0, 0.5) + np.clip(dab, 0, 0.5)
-    matter = 0.5 * matter + 0.5 * ndimage.gaussian_filter(matter, 2.0)
-    tissue = 1 - np.exp(-6 * ndimage.gaussian_filter(np.clip(matter - 0.02, 0, None), 1.0))
-    eosin = tissue * (0.14 + 0.42 * (1 - np.exp(-2.5 * matter))) * (1 - 0.6 * nuclei / 0.75)
-    return combine_stains(np.stack([nuclei, eosin], axis=-1), rgb_from_hed, light=np.array([246.0, 243.0, 245.0]))
+    chromatin = hematoxylin + dab if where == "nuclear" else np.clip(hematoxylin - 0.1 * dab, 0, None)
+    # Saturation: beyond twice the half-point a nucleus is a nucleus, however much DAB it holds.
+    # Never below 0.1, or the grain of a pale camera field would become nuclei.
+    half = max(0.1, 0.6 * _typical_nucleus(hematoxylin, dab))
+    nuclei = chromatin**2 / (chromatin**2 + half**2)
+    # Eosin follows all matter: cytoplasm strong, stroma weak, glass none; nuclei displace it.
+    matter = 0.5 * (hematoxylin + dab) + 0.5 * ndimage.gaussian_filter(hematoxylin + dab, 1.5)
+    tissue = ndimage.gaussian_filter(1 - np.exp(-((hematoxylin + dab) / 0.05) ** 2), 2.0)
+    cytoplasm = 1 - np.exp(-2.0 * matter)
+    eosin = tissue * (0.12 + 0.33 * cytoplasm) * (1 - 0.7 * nuclei)
+    return combine_stains(np.stack([0.85 * nuclei, eosin], axis=-1), rgb_from_he, light=np.array([246.0, 243.0, 245.0]))
+
+
+def _typical_nucleus(hematoxylin: Floats, dab: Floats) -> float:
+    """The median hematoxylin of nuclei without DAB: of what lies above Otsu's threshold there."""
+    blue = hematoxylin[(dab < 0.5 * hematoxylin) & (hematoxylin > 0.02)]
+    if blue.size < 64:
+        return 0.3  # an empty field, or one all brown, has no nuclei to measure
+    blue = np.clip(blue, 0, np.percentile(blue, 98))
+    return float(np.median(blue[blue >= threshold_otsu(blue)]))
 
 
 def skimage_ihc(region: Region) -> Pixels:
@@ -82,17 +94,27 @@ def twin_region_file(region: str, which: Literal["HE", "IHC"]) -> Path:
     return path
 
 
-def make_twins(source: Path, out: Path, where: Where) -> list[Path]:
+def make_twins(source: Path, out: Path, where: Where) -> tuple[list[Path], list[str]]:
     """Twins of every IHC image of a folder (or of one file), as `out`/HE/name and `out`/IHC/name.
 
+    Returns:
+        The H&E files written, and a line for each image that could not be read.
+
     Raises:
-        DataError: Nothing to read, or an image that cannot be read.
+        DataError: Nothing to read.
     """
     written: list[Path] = []
+    failed: list[str] = []
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
     for path in [source] if source.is_file() else list_images(source):
-        ihc = read_image(path)
         name = f"{path.name.split('.')[0]}.png"
-        write_image(out / "HE" / name, render_twin(ihc, where))
-        write_image(out / "IHC" / name, ihc)
-        written.append(out / "HE" / name)
-    return written
+        try:
+            ihc = read_image(path)
+            write_image(out / "HE" / name, render_twin(ihc, where))
+            write_image(out / "IHC" / name, ihc)
+        except DataError as error:
+            failed.append(str(error))
+        else:
+            written.append(out / "HE" / name)
+    return written, failed

@@ -74,9 +74,8 @@ class ScoreLearner:
 
 
 def variational_bound(sde: VPSDE, y0: Tensor, y: Tensor, t: Tensor, eps: Tensor, fraction: Tensor) -> Tensor:
-    """The bound's term at t in bits for each dimension, [B] (guided-diffusion's `vb`); x0 is clipped to [-1, 1] as there."""
-    guess = denoised(sde, y, t, eps).clamp(-1, 1)
-    model = posterior(sde, y, t, guess)
+    """The bound's term at t in bits for each dimension, [B]: guided-diffusion's `vb`, which does not clip y0."""
+    model = posterior(sde, y, t, denoised(sde, y, t, eps))
     log_var = log_variance(sde, t, y, "learned", fraction)
     first = sde.posterior_variance[1]
     true_log_var = at(torch.cat([first[None], sde.posterior_variance[1:]]).log(), t, y)

@@ -9,14 +9,19 @@ its defaults are that lineage's network of 97.5 M parameters. A model that knows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import Timesteps
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from miudiff.checkpoints import load_weights, read_json
 from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.sde import VPSDE, Times, at
+from miudiff.errors import CheckpointError
 
 
 class NetworkConfig(BaseModel):
@@ -29,6 +34,8 @@ class NetworkConfig(BaseModel):
     layers: int = Field(1, ge=1, description="Residual blocks at each resolution.")
     attention: tuple[int, ...] = Field((32, 16, 8), description="Sides of the feature maps that get self-attention.")
     head_channels: int | None = Field(64, description="Channels of an attention head.")
+    heads: int | None = Field(None, ge=1, description="Heads at every resolution, in place of `head_channels`.")
+    time_channels: int | None = Field(None, ge=2, description="Width of the time's sinusoids; None: `channels[0]`.")
     groups: int = Field(32, ge=1, description="Groups of each GroupNorm.")
     scale_shift: bool = Field(True, description="Time enters as scale and shift of the norm.")
     residual_sampling: bool = Field(True, description="Up- and down-sampling inside residual blocks.")
@@ -57,16 +64,55 @@ def build_unet(config: NetworkConfig) -> UNet2DModel:
         downsample_type=sampling,
         upsample_type=sampling,
         resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
-        attention_head_dim=config.head_channels,
+        attention_head_dim=None if config.heads else config.head_channels,
         norm_num_groups=config.groups,
         norm_eps=1e-5,
         attn_norm_num_groups=config.groups,
         dropout=config.dropout,
         num_class_embeds=config.markers,
+        time_embedding_dim=4 * config.time_channels if config.time_channels else None,
     )
+    _extend(unet, config.heads, config.time_channels)
     nn.init.zeros_(unet.conv_out.weight)  # the first guess is "no noise": the loss starts at 1, not at a random value
     nn.init.zeros_(unet.conv_out.bias)
     return unet.to(memory_format=torch.channels_last)
+
+
+def load_unet(folder: Path) -> UNet2DModel:
+    """The network in a diffusers-style folder: config.json and diffusion_pytorch_model.safetensors.
+
+    Raises:
+        CheckpointError: Something is missing or damaged, or weights and configuration do not belong together.
+    """
+    config, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+    values = read_json(config)
+    heads, time_channels = values.pop("num_attention_heads", None), values.pop("time_channels", None)
+    try:
+        with torch.device("meta"):  # no time lost on initial weights
+            unet = UNet2DModel.from_config(values)
+            _extend(unet, heads, time_channels)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{config}: describes no UNet2DModel ({str(error).splitlines()[0]})") from error
+    try:
+        unet.load_state_dict(load_weights(weights), assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{weights}: does not fit {config.name} beside it ({reason})") from error
+    return unet.to(memory_format=torch.channels_last).eval()
+
+
+def _extend(unet: UNet2DModel, heads: int | None, time_channels: int | None) -> None:
+    """Set what diffusers' configuration has no word for, and record it there for `load_unet`."""
+    if heads:
+        for module in unet.modules():
+            if isinstance(module, Attention):
+                module.heads = module.sliceable_head_dim = heads
+                module.scale = (module.inner_dim // heads) ** -0.5
+        unet.register_to_config(num_attention_heads=heads)
+    if time_channels:
+        unet.time_proj = Timesteps(time_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        unet.time_embedding.linear_1 = nn.Linear(time_channels, unet.time_embedding.linear_1.out_features)
+        unet.register_to_config(time_channels=time_channels)
 
 
 class ScoreModel(nn.Module):

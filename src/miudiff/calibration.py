@@ -1,0 +1,84 @@
+"""Choosing the guidance scale: c such that the energy's shift is a stated share of each step's noise.
+
+The printed formula (c = 1, mean over patches) moves an image by some 1e-5 of the noise, so a scale has to be chosen, and what it
+should be depends on the estimator. The ratio is linear in c, so one unguided-size run tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from miudiff.device import Placement
+from miudiff.errors import DataError
+from miudiff.images import list_images, read_image, read_scale, resize, to_tensor
+from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
+from miudiff.methods.model import Model
+from miudiff.noise import NoiseKey
+from miudiff.stainer import VirtualStainer
+
+
+def calibrate(model: Model, marker: str | None, config: MIUDiffConfig, placement: Placement, he: Tensor, target: float = 0.05) -> tuple[float, dict[int, float]]:
+    """(scale, ratio at that scale for each index): the mean of shift / noise over the guided steps becomes `target`.
+
+    Args:
+        he: Validation images [B, 3, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: The energy has no gradient, so no scale moves anything.
+    """
+    probe = config.model_copy(
+        update={
+            "guidance": config.guidance.model_copy(update={"scale": 1e-3, "normalise": "none"}),
+            "refinement": config.refinement.model_copy(update={"loss": "none"}),
+        }
+    )
+    ratios: dict[int, float] = {}
+
+    def watch(report: StepReport) -> None:
+        ratios[report.index] = float(report.ratio.mean())
+
+    method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, watch)
+    method.translate(he, [NoiseKey(0, f"calibration{i}") for i in range(len(he))])
+    moving = [r for index, r in ratios.items() if index > 0]  # the last step has no noise to compare with
+    mean = sum(moving) / len(moving)
+    if mean <= 0:
+        raise ValueError("the energy has no gradient here")
+    scale = 1e-3 * target / mean
+    return scale, {index: r * scale / 1e-3 for index, r in ratios.items()}
+
+
+
+def calibrate_files(
+    source: Path,
+    target: float,
+    preset: str,
+    model: str,
+    marker: str | None,
+    mpp: float | None,
+    changes: Sequence[str],
+    device: str,
+    say: Callable[[str], None],
+) -> float:
+    """Calibrate on the first tiles of up to four images and say what to set; returns the scale.
+
+    Raises:
+        DataError: No image gives a tile.
+    """
+    stainer = VirtualStainer.load(model, preset=preset, changes=changes, marker=marker, device=device)
+    tiles = []
+    for path in [source] if source.is_file() else list_images(source)[:4]:
+        pixels = read_image(path)
+        rows, columns = stainer.working_size(*pixels.shape[:2], mpp if mpp is not None else read_scale(path))
+        side = min(stainer.model.card.tile, 128)
+        if min(rows, columns) < side:
+            raise DataError(f"{path}: {columns} x {rows} pixels at the model's scale, expected at least {side} on each side")
+        tiles.append(resize(pixels, rows, columns)[:side, :side])
+    he = to_tensor(tiles).to(stainer.placement.device)
+    scale, ratios = calibrate(stainer.model, stainer.marker, stainer.config, stainer.placement, he, target)
+    for index in sorted(ratios, reverse=True)[:: max(1, len(ratios) // 10)]:
+        say(f"t = {index:3d}: shift / noise {ratios[index]:.3g}")
+    say(f"guidance.scale={scale:.4g} gives a mean shift of {target:g} of the noise, over {len(tiles)} tile(s)")
+    return scale

@@ -1,0 +1,269 @@
+"""The command line: thin. The work is elsewhere, and is imported when a command runs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from miudiff import __version__
+from miudiff.errors import DataError, MiudiffError
+
+app = App(
+    name="miudiff",
+    version=__version__,
+    help="Virtual histology staining: H&E to IHC by mutual-information guided diffusion. For research use only, not for diagnosis.",
+    help_format="plaintext",
+)
+data = App(name="data", help="Look at, check and make datasets.")
+model_app = App(name="model", help="Make model folders.")
+app.command(data)
+app.command(model_app)
+
+Preset = Literal["paper", "tuned"]
+Change = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)]
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), preset: Preset = "tuned", seed: int = 0, device: str = "auto") -> int:
+    """Translate held-out tissue with the weights that ship, measure it against its true twin, and write a page about it.
+
+    Parameters
+    ----------
+    out: Folder for the images and report.html.
+    preset: The method's settings.
+    seed: Same seed, same result.
+    device: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.demo import run_demo
+
+    run_demo(out, preset, seed, device, say)
+    return 0
+
+
+@app.command
+def train(config: str, *changes: str) -> int:
+    """Train, or go on training, what a YAML file says. Ctrl-C stops after writing a state; the same command goes on.
+
+    Several processes: torchrun --nproc_per_node N -m miudiff train CONFIG
+
+    Parameters
+    ----------
+    config: A YAML file, or the name of a recipe that ships with the package.
+    changes: key=value words that change single values, as in optimizer.lr=2e-5.
+    """
+    from miudiff.config import override, parse, read_yaml
+    from miudiff.recipes import recipe_path
+    from miudiff.runs import RunConfig, run
+
+    path = recipe_path(config)
+    run(parse(RunConfig, override(read_yaml(path), changes), str(path)), say)
+    return 0
+
+
+@app.command
+def translate(
+    source: Path,
+    target: Path,
+    *,
+    preset: Preset = "tuned",
+    seed: int = 0,
+    model: str = "ki67-small",
+    marker: str | None = None,
+    mpp: float | None = None,
+    set_: Change = (),
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Translate an H&E image, or a folder of them, to virtual IHC. Each result keeps its source's name. Run it again to go on.
+
+    Parameters
+    ----------
+    source: An image or a folder of images.
+    target: A file for one image, or a folder.
+    preset: The method's settings.
+    seed: Same seed, same result.
+    model: A model folder, or the model that ships with the package.
+    marker: For a model of several markers; its first by default.
+    mpp: Micrometres per pixel of the sources, where the files do not state it.
+    set_: A change of the preset, as in --set guidance.scale=0.2; may be given again.
+    device: auto, cpu, cuda, cuda:N or mps. Never falls back by itself.
+    precision: bf16 where it is faster (auto), or as asked.
+    overwrite: Make results again that are there.
+    """
+    from miudiff.stainer import VirtualStainer
+    from miudiff.translation import NOTICE, plan, translate_files
+
+    if mpp is not None and not 0.05 <= mpp <= 20:
+        raise DataError(f"--mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x")
+    plan(source, target)  # a wrong path is told before seconds are spent on weights
+    stainer = VirtualStainer.load(model, preset=preset, changes=set_, marker=marker, device=device, precision=precision)
+    say(f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, preset {preset}, seed {seed}, {stainer.placement}; {NOTICE}")
+    outcome = translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
+    say(f"{len(outcome.written)} written, {len(outcome.skipped)} there already, {len(outcome.failed)} failed")
+    return outcome.exit_code
+
+
+@app.command
+def calibrate(
+    source: Path,
+    *,
+    target: float = 0.05,
+    preset: Preset = "paper",
+    model: str = "ki67-small",
+    marker: str | None = None,
+    mpp: float | None = None,
+    set_: Change = (),
+    device: str = "auto",
+) -> int:
+    """Find the guidance scale at which the energy's shift is a stated share of each step's noise, on H&E images.
+
+    Parameters
+    ----------
+    source: An image or a folder of images; at most four are used, a tile of each.
+    target: Wanted mean of shift / noise.
+    preset: The settings to calibrate.
+    model: A model folder, or the model that ships with the package.
+    marker: For a model of several markers.
+    mpp: Micrometres per pixel of the sources, where the files do not state it.
+    set_: A change of the preset, as in --set energy.guidance=shared.
+    device: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.calibration import calibrate_files
+
+    calibrate_files(source, target, preset, model, marker, mpp, set_, device, say)
+    return 0
+
+
+@app.command
+def reproduce(table: Literal["table1", "table2"], *, data: str = "twin", preset: Preset = "tuned", seeds: int = 3, out: Path = Path("reproduce"), device: str = "auto") -> int:
+    """Measure a table of the paper: the preset, its ablations and SDEdit, with intervals over seeds. Run it again to go on.
+
+    Parameters
+    ----------
+    table: table1 (energy and refinement ablations) or table2 (t0' and S).
+    data: twin, the set that ships.
+    preset: The settings that the rows change.
+    seeds: How many.
+    out: Folder for tiles, tables and the page.
+    device: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.reproduce import reproduce_twin
+
+    if data != "twin":
+        raise DataError(f"--data {data}: expected twin")
+    reproduce_twin(table, preset, seeds, out, device, say)
+    return 0
+
+
+@app.command
+def doctor() -> int:
+    """Say what is here and what is missing: versions, device, readers, weights, disk."""
+    from miudiff.doctor import report
+
+    return report(say)
+
+
+@data.command
+def check(root: Path, *, layout: Literal["auto", "bci", "mist", "plain"] = "auto", slide_pattern: str | None = None, json: Path | None = None) -> int:
+    """Say what is in a dataset and what is wrong with it, file by file.
+
+    Parameters
+    ----------
+    root: The dataset's folder.
+    layout: As published (bci, mist), plain folders, or find out.
+    slide_pattern: A regular expression with a group (?P<slide>...) that finds the slide in a file name.
+    json: Write the report as JSON, too.
+    """
+    from miudiff.checkpoints import write_json
+    from miudiff.data.check import check_dataset
+
+    report = check_dataset(root, layout, slide_pattern)
+    for line in report.lines():
+        say(line)
+    if json is not None:
+        write_json(json, report.to_json())
+    return report.exit_code
+
+
+@data.command
+def twin(source: Path, out: Path, *, antigen: Literal["nuclear", "cytoplasmic"] = "nuclear") -> int:
+    """Make H&E twins of IHC images: exactly aligned pairs, in OUT/HE and OUT/IHC.
+
+    Parameters
+    ----------
+    source: An IHC image, or a folder of them.
+    out: Folder for the pairs.
+    antigen: Where DAB lies: nuclear (Ki-67) or cytoplasmic and membranous (HER2).
+    """
+    from miudiff.data.twin import make_twins
+
+    written, failed = make_twins(source, out, antigen)
+    for message in failed:
+        say(f"failed: {message}")
+    say(f"{len(written)} pairs in {out}, {len(failed)} failed")
+    return 0 if not failed else 3 if written else 2
+
+
+@model_app.command
+def assemble(score: Path, out: Path, *, name: str, mi: Path | None = None, marker: tuple[str, ...] = (), mpp: float | None = None, tile: int = 256, licence: str = "not stated", half: bool = False, readme: Path | None = None) -> int:
+    """Make a model folder from the weights of a score run and of an MI run.
+
+    Parameters
+    ----------
+    score: The score run's folder.
+    out: The model folder to write.
+    name: The model's name.
+    mi: The MI run's folder.
+    marker: The names of its markers, in the order of its classes.
+    mpp: Micrometres per pixel of the training tiles.
+    tile: Side of the tiles it is given.
+    licence: Under which it may be used.
+    half: Store float16, half the size.
+    readme: A model card to put in.
+    """
+    import torch
+
+    from miudiff.methods.model import Card, from_runs, save_model
+
+    card = Card(name=name, markers=marker, mpp=mpp, tile=tile, licence=licence)
+    made = from_runs(score / "weights", mi / "weights" if mi else None, card)
+    save_model(out, made, torch.float16 if half else None, readme.read_text(encoding="utf-8") if readme else None)
+    say(f"model: {out}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; one line and exit code 2 for a user's mistake, 130 for Ctrl-C."""
+    # Before torch starts its threads: on a busy machine a spinning thread waits for one that has no core to run on, and a step
+    # of the network takes many times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(_exit_code(lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value")))
+
+
+def _exit_code(command: Callable[[], object]) -> int:
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except MiudiffError as error:
+        print(f"miudiff: {error}", file=sys.stderr)
+        return 2
+    except cyclopts.CycloptsError as error:
+        print(f"miudiff: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("miudiff: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except OSError as error:  # a full disk, a lost mount, a folder without leave to write
+        print(f"miudiff: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr)
+        return 2

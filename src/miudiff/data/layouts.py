@@ -1,0 +1,411 @@
+"""What lies in a data root: BCI or MIST as published, a CUT folder, or plain folders of H&E and IHC images.
+
+Folders say the stain, the split and the marker; names say which images belong together, and, in MIST alone,
+the slide. What neither says is None, never a guess: an invented slide hides a leak between train and test.
+
+    BCI     HE/train HE/test IHC/train IHC/test       00007_test_1+.png: patch number, the slide's HER2 level
+    MIST    HER2/TrainValAB/trainA trainB valA valB   15M2102762_18_18.jpg: slide, the patch's place; A is H&E
+    CUT     trainA trainB testA testB                 names of any kind, H&E and IHC paired or not
+    plain   HE IHC, or HE and a folder for each marker, or one folder of IHC; each may hold train, val, test
+
+Any of these may lie deeper (BCI_dataset/HE/train), and several markers side by side. `splits` divides a
+dataset, `check` looks into its files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Literal, get_args
+
+from miudiff.errors import DataError
+from miudiff.images import SUFFIXES
+
+Layout = Literal["bci", "mist", "cut", "plain"]
+Stain = Literal["HE", "IHC"]
+
+BCI_NAME = re.compile(r"\d{5}_(train|val|test)_[0-3]\+?")
+MIST_NAME = re.compile(r"\d+[A-Z]\d+_\d+_\d+")
+BCI_NOTE = "BCI names number patches and carry no slide id: whether a slide is in two parts cannot be seen"
+
+STAINS: dict[str, Stain] = {"he": "HE", "h&e": "HE", "ihc": "IHC"}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
+MARKERS = {"her2": "HER2", "erbb2": "HER2", "ki67": "Ki67", "er": "ER", "pr": "PR", "pdl1": "PD-L1"}
+MARKERS |= {
+    "p53": "p53",
+    "p16": "p16",
+    "p40": "p40",
+    "p63": "p63",
+    "ttf1": "TTF1",
+    "fhl2": "FHL2",
+    "panck": "PanCK",
+}
+NOT_TISSUE = {"mask", "masks", "label", "labels", "annotation", "annotations", "thumbnail", "thumbnails"}
+
+_Where = tuple[str | None, str, str]  # split, group, name
+
+
+@dataclass(frozen=True)
+class Field:
+    """One image file. What neither its folders nor its name say is None.
+
+    Attributes:
+        name: The file's name without its ending; partners have the same.
+        marker: The antigen; on H&E that of the folder's IHC images.
+        group: The folders that say neither stain nor split nor marker; partners have the same.
+    """
+
+    path: Path
+    name: str
+    stain: Stain
+    split: str | None = None
+    marker: str | None = None
+    slide: str | None = None
+    group: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether its folder says that it has no partner, as in `IHC_unpaired`."""
+        return "unpaired" in self.group.lower()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An H&E image and the IHC image of the same place."""
+
+    he: Field
+    ihc: Field
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images below `root`, sorted by path.
+
+    Attributes:
+        notes: What was assumed and what the layout cannot say, a sentence each.
+        left_out: Files below `root` that are no part of it.
+    """
+
+    root: Path
+    layout: Layout
+    fields: tuple[Field, ...]
+    notes: tuple[str, ...] = ()
+    left_out: tuple[Path, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The markers that the folders name, sorted."""
+        return tuple(sorted({f.marker for f in self.fields if f.marker is not None}))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those of train, val and test that there are."""
+        found = {f.split for f in self.fields}
+        return tuple(split for split in ("train", "val", "test") if split in found)
+
+    def select(
+        self, stain: Stain | None = None, split: str | None = None, marker: str | None = None
+    ) -> list[Field]:
+        """The images of a stain, a split, a marker; None takes all."""
+        return [
+            field
+            for field in self.fields
+            if stain in (None, field.stain)
+            and split in (None, field.split)
+            and marker in (None, field.marker)
+        ]
+
+    def files(
+        self, stain: Stain | None = None, split: str | None = None, marker: str | None = None
+    ) -> list[Path]:
+        """The paths of `select`."""
+        return [field.path for field in self.select(stain, split, marker)]
+
+    def pairs(self, split: str | None = None, marker: str | None = None) -> list[Pair]:
+        """H&E and IHC images of one name, sorted by the IHC path. A name of several images makes no pair."""
+        he_of, ihc_of = self._by_key("HE"), self._by_key("IHC")
+        found: list[Pair] = []
+        for (where, antigen), ihc in ihc_of.items():
+            # One H&E folder may serve the IHC folders of several markers.
+            he = he_of.get((where, antigen)) or he_of.get((where, None), [])
+            if len(he) == len(ihc) == 1:
+                found.append(Pair(he[0], ihc[0]))
+        wanted = [p for p in found if split in (None, p.ihc.split) and marker in (None, p.ihc.marker)]
+        return sorted(wanted, key=lambda pair: pair.ihc.path)
+
+    def unpaired(self) -> list[Field]:
+        """The images without a partner, but not those whose folder says so; none where there is one stain."""
+        if len({field.stain for field in self.fields}) < 2:
+            return []
+        paired = {field.path for pair in self.pairs() for field in (pair.he, pair.ihc)}
+        return [field for field in self.fields if field.path not in paired and not field.alone]
+
+    def counts(self) -> dict[tuple[Stain, str | None, str | None], int]:
+        """How many images there are of each (stain, marker, split)."""
+        found = Counter((field.stain, field.marker, field.split) for field in self.fields)
+        return dict(sorted(found.items(), key=lambda item: tuple(part or "" for part in item[0])))
+
+    def _by_key(self, stain: Stain) -> dict[tuple[_Where, str | None], list[Field]]:
+        found: dict[tuple[_Where, str | None], list[Field]] = defaultdict(list)
+        for field in self.select(stain):
+            found[(field.split, field.group, field.name), field.marker].append(field)
+        return found
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What the folders above a file say."""
+
+    stain: Stain | None
+    split: str | None
+    marker: str | None
+    group: str
+
+
+def open_dataset(
+    root: str | Path, layout: Layout | Literal["auto"] = "auto", slide_pattern: str | None = None
+) -> Dataset:
+    """The dataset below `root`.
+
+    Args:
+        layout: "auto" recognises it by names and folders.
+        slide_pattern: A regular expression with a group `slide`, searched in the names without ending, as in
+            `^(?P<slide>[^_]+)_`; for sets whose names carry the slide in their own way.
+
+    Raises:
+        DataError: No such folder, no images in it, another layout, or folders that do not say their stain.
+    """
+    root = Path(root)
+    pattern = _slide_pattern(slide_pattern)
+    if layout not in ("auto", *get_args(Layout)):
+        raise DataError(f"layout '{layout}': not known, expected auto, {', '.join(get_args(Layout))}")
+    images, others = _walk(root)
+    if not images:
+        raise DataError(f"{root}: no images below it, expected files ending in {', '.join(SUFFIXES)}")
+    recognised = recognise(root, images)
+    found = recognised if layout == "auto" else layout
+    if found == "bci" and recognised != "bci":
+        raise DataError(
+            f"{root}: not BCI, found names as {images[0].name}, expected 00007_test_1+.png; try auto"
+        )
+    places, notes = _places(root, images, found)
+    fields = [
+        Field(
+            path=path,
+            name=name_of(path),
+            stain=place.stain,
+            split=place.split or (_bci_split(name_of(path)) if found == "bci" else None),
+            marker=place.marker or ("HER2" if found == "bci" else None),
+            slide=_slide(name_of(path), found, pattern),
+            group=place.group,
+        )
+        for path, place in places.items()
+        if place.stain is not None
+    ]
+    taken = {field.path for field in fields}
+    others += [path for path in images if path not in taken]
+    if found == "bci" and pattern is None:
+        notes.append(BCI_NOTE)
+    return Dataset(
+        root, found, tuple(sorted(fields, key=lambda field: field.path)), tuple(notes), tuple(sorted(others))
+    )
+
+
+def recognise(root: Path, images: Iterable[Path]) -> Layout:
+    """The layout that most names, or else the folders, speak for."""
+    paths = list(images)
+    folders = {part.lower() for path in paths for part in path.relative_to(root).parts[:-1]}
+    if _most_match(BCI_NAME, paths):
+        return "bci"
+    if _most_match(MIST_NAME, paths) or "trainvalab" in folders:
+        return "mist"
+    return "cut" if any(_cut_folder(folder) for folder in folders) else "plain"
+
+
+def _most_match(pattern: re.Pattern[str], paths: list[Path]) -> bool:
+    return sum(pattern.fullmatch(name_of(path)) is not None for path in paths) * 2 > len(paths)
+
+
+def name_of(path: str | PurePath) -> str:
+    """A file's name without the endings that only say the format: `a.ome.tif` and `a.png` are both `a`."""
+    name = PurePath(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    return name[:-4] if name.lower().endswith(".ome") else name
+
+
+def slide_of(name: str, layout: Layout, slide_pattern: str | None = None) -> str | None:
+    """The slide that a file's name states, or None: BCI's names state none, and other sets' need a pattern.
+
+    Raises:
+        DataError: `slide_pattern` is no regular expression or has no group `slide`.
+    """
+    return _slide(name_of(name), layout, _slide_pattern(slide_pattern))
+
+
+def _slide(name: str, layout: Layout, pattern: re.Pattern[str] | None) -> str | None:
+    if pattern is not None:
+        match = pattern.search(name)
+        return match["slide"] if match else None
+    if layout == "mist" and "_" in name:
+        return name.partition("_")[0] or None
+    return None
+
+
+def _slide_pattern(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"slide pattern '{pattern}': not a regular expression ({error})") from error
+    if "slide" not in compiled.groupindex:
+        raise DataError(f"slide pattern '{pattern}': no group 'slide', expected as in ^(?P<slide>[^_]+)_")
+    return compiled
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path]]:
+    """Image files by their endings, and what else there is: other files, and folders named like an image.
+
+    Hidden ones are neither.
+    """
+    if not root.is_dir():
+        found = "a file" if root.is_file() else "no such folder"
+        raise DataError(f"{root}: {found}, expected the folder that holds the images")
+    images: list[Path] = []
+    others: list[Path] = []
+    for folder, below, names in os.walk(root, followlinks=True, onerror=_unreadable):
+        if os.path.realpath(folder) in {os.path.realpath(parent) for parent in Path(folder).parents}:
+            below.clear()  # a link that leads back to a folder above it
+            continue
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        others += [Path(folder, name) for name in below if name.lower().endswith(SUFFIXES)]
+        for name in sorted(name for name in names if not name.startswith(".")):
+            (images if name.lower().endswith(SUFFIXES) else others).append(Path(folder, name))
+    return images, others
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _places(root: Path, images: list[Path], layout: Layout) -> tuple[dict[Path, _Place], list[str]]:
+    """What the folders say of each image, completed where they leave no doubt; and what was assumed."""
+    above = _root_place(root)
+    folders = {f: _place(f.relative_to(root).parts, above) for f in {path.parent for path in images}}
+    silent = {folder: place for folder, place in folders.items() if place.stain is None}
+    notes: list[str] = []
+    if silent:
+        completed, notes = _complete(root, images, folders, silent, layout)
+        folders |= completed
+    return {path: folders[path.parent] for path in images}, notes
+
+
+def _complete(
+    root: Path,
+    images: list[Path],
+    folders: dict[Path, _Place],
+    silent: dict[Path, _Place],
+    layout: Layout,
+) -> tuple[dict[Path, _Place], list[str]]:
+    """The stain of folders that do not say it: beside one stain a single folder is the other, alone IHC."""
+    said = {place.stain for place in folders.values() if place.stain is not None}
+    # Images beside named folders, and masks, are of no stain.
+    aside = {folder for folder in silent if _words(folder.name) & NOT_TISSUE or (said and folder == root)}
+    candidates = {folder: place for folder, place in silent.items() if folder not in aside}
+    names = sorted({place.group for place in candidates.values()})
+    if not said and layout == "bci":
+        raise DataError(
+            f"{root}: BCI images outside of folders HE and IHC, expected HE/train, IHC/train, ..."
+        )
+    if len(names) != 1 or said == {"HE", "IHC"}:
+        if not said:
+            found = _quoted(sorted({place.group for place in silent.values()}))
+            raise DataError(
+                f"{root}: the folders {found} do not say their stain; rename that of H&E to HE and the others"
+                " to IHC or their marker"
+            )
+        return {}, [f"left out, since their folders say no stain: {_quoted(names)}"] if names else []
+    stain: Stain = "HE" if said == {"IHC"} else "IHC"
+    for path in () if said else images:
+        if "HE" in {STAINS.get(word) for word in _words(name_of(path))}:
+            raise DataError(
+                f"{root}: the name of {path.name} says H&E, its folder nothing; make folders HE and IHC"
+            )
+    # Beside a named folder this one's own name stands for its stain, so it is no part of the group.
+    group = names[0].rpartition("/")[0] if said else names[0]
+    completed = {folder: replace(place, stain=stain, group=group) for folder, place in candidates.items()}
+    where = f"folder '{names[0]}'" if names[0] else "folder"
+    return completed, [f"the {where} does not say its stain; it is taken as {stain}"]
+
+
+def _place(parts: tuple[str, ...], above: _Place) -> _Place:
+    stain, split, marker = above.stain, above.split, above.marker
+    rest: list[str] = []
+    for part in parts:
+        here = _meaning(part)
+        # The folder nearest to the file decides.
+        stain, split, marker = here.stain or stain, here.split or split, here.marker or marker
+        rest += [here.group] if here.group else []
+    if stain is None and marker is not None:
+        stain = "IHC"
+    return _Place(stain, split, marker, "/".join(rest))
+
+
+def _meaning(folder: str) -> _Place:
+    """What one folder's name says; `group` is the name itself where it says nothing."""
+    if cut := _cut_folder(folder):
+        return cut
+    words = _words(folder)
+    stains = {STAINS[word] for word in words if word in STAINS}
+    splits = {SPLITS[word] for word in words if word in SPLITS}
+    markers = {MARKERS[word] for word in words if word in MARKERS}
+    markers |= {word.upper() for word in words if re.fullmatch(r"cd\d{1,3}", word)}
+    if folder in ("A", "B"):  # as pix2pix names the two sides
+        stains = {"HE" if folder == "A" else "IHC"}
+    # "HE_IHC" or "train_test" holds both and says neither.
+    stain = stains.pop() if len(stains) == 1 else None
+    split = splits.pop() if len(splits) == 1 else None
+    marker = markers.pop() if len(markers) == 1 else None
+    silent = stain is None and split is None and marker is None
+    return _Place(stain, split, marker, folder if silent else "unpaired" if "unpaired" in words else "")
+
+
+def _cut_folder(folder: str) -> _Place | None:
+    match = re.fullmatch(r"(train|val|valid|test)_?([AB])", folder, re.IGNORECASE)
+    if match is None:
+        return None
+    return _Place("HE" if match[2].upper() == "A" else "IHC", SPLITS[match[1].lower()], None, "")
+
+
+def _root_place(root: Path) -> _Place:
+    """What the root's own name says, where it is nothing but a stain, a split or a marker."""
+    real = root.resolve()
+    name = real.parent.name if real.name.lower() == "trainvalab" else real.name
+    squeezed = _squeeze(name)
+    return _Place(STAINS.get(squeezed), SPLITS.get(squeezed), MARKERS.get(squeezed), "")
+
+
+def _words(folder: str) -> set[str]:
+    """Lower-case words; "Ki-67" counts whole as well as in parts."""
+    return {_squeeze(word) for by in (r"[\s_.]+", r"[^A-Za-z0-9&]+") for word in re.split(by, folder)}
+
+
+def _squeeze(word: str) -> str:
+    return re.sub(r"[^a-z0-9&]", "", word.lower())
+
+
+def _bci_split(name: str) -> str | None:
+    match = BCI_NAME.fullmatch(name)
+    return match[1] if match else None
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name or '.'}'" for name in names)

@@ -1,0 +1,153 @@
+"""The MI estimator: how much an image's patches and the structure at the same places know of each other.
+
+The statistics network looks at pairs of patches: structure g (the gradient map of luma) and image y. Joint pairs are of one
+place; marginal pairs join the structure of one place with the image of another place of the same image, so stain statistics
+are equal on both sides and only structure can tell them apart. It is told the noise level of each input: in the reverse
+process y is noisy, and a network trained on clean images alone would be asked about images that it never saw.
+
+Critics: `separable` embeds both patches and takes their inner product, which gives all L x L pairs for L + L embeddings
+(Poole et al. 2019); `joint` looks at both patches at once, by convolutions; `mlp` is the literal MINE on flattened patches.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from miudiff.config import Strict
+from miudiff.diffusion.sde import VPSDE
+from miudiff.images import gradient_map, luma
+from miudiff.information.mine import donsker_varadhan, log_mean_exp
+
+
+class EstimatorConfig(Strict):
+    """The statistics network and the patches it sees."""
+
+    critic: Literal["separable", "joint", "mlp"] = "separable"
+    channels: tuple[int, ...] = Field((32, 64, 96), min_length=1, description="Channels after each halving.")
+    patch: int = Field(32, ge=8, description="Side of a patch in pixels.")
+    bound: float | None = Field(10.0, gt=0, description="The statistic is bound * tanh(T / bound); None leaves it unbounded.")
+    shuffles: int = Field(4, ge=1, description="Marginal pairs for each joint pair, where the critic is not separable.")
+    gradient: Literal["luma", "rgb"] = Field("luma", description="Gradient map of luma (1 channel) or of each colour (SPSR's 3).")
+    padding: Literal["reflect", "constant"] = Field("reflect", description="Border of the gradient map; SPSR's code pads zeros.")
+    normalise: bool = Field(True, description="Divide a gradient map by its 99th percentile: source and target differ in contrast.")
+
+
+class Estimator(nn.Module):
+    """I(g; y) by the Donsker-Varadhan bound over the patches of an image."""
+
+    def __init__(self, config: EstimatorConfig, sde: VPSDE | None = None) -> None:
+        super().__init__()
+        self.config, self.sde = config, sde or VPSDE()
+        maps = 1 if config.gradient == "luma" else 3
+        if config.critic == "separable":
+            self.structure = _embedding(maps + 1, config)
+            self.image = _embedding(3 + 1, config)
+            self.sharpness = nn.Parameter(torch.tensor(1.5))  # log of the factor on the cosine
+        elif config.critic == "joint":
+            self.pair = nn.Sequential(_embedding(maps + 3 + 2, config), nn.Flatten(), nn.LazyLinear(1))
+        else:
+            self.pair = nn.Sequential(
+                nn.Flatten(), nn.LazyLinear(256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 1)
+            )
+        if config.critic != "separable":
+            side = config.patch
+            self.pair(torch.zeros(2, maps + 5, side, side))  # gives the lazy layers their sizes
+
+    def structure_map(self, images: Tensor) -> Tensor:
+        """The gradient map g [B, 1 or 3, H, W] of images [B, 3, H, W]; no gradient flows through its normalisation."""
+        source = luma(images) if self.config.gradient == "luma" else images
+        gradient = gradient_map(source, self.config.padding)
+        if self.config.normalise:
+            flat = gradient.detach().flatten(1)
+            # the largest value below which 99 % lie; `quantile` is limited to 16 M elements, kthvalue is not
+            top = flat.kthvalue(max(1, int(0.99 * flat.shape[1])), dim=1).values
+            gradient = gradient / top.clamp(min=1e-3).view(-1, 1, 1, 1)
+        return gradient
+
+    def statistics(self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
+        """T on joint pairs [B, L] and on marginal pairs [B, M].
+
+        Args:
+            structure: From `structure_map`, of the structure's source.
+            y: Images [B, 3, H, W].
+            t, structure_t: Noise level of `y` and of what `structure` was taken from, indices [B]; -1 is clean.
+            offset: Where the grid of patches begins, (rows, columns), less than a patch.
+
+        Raises:
+            ValueError: Fewer than two patches fit.
+        """
+        size = self.config.patch
+        g = patches(torch.cat([structure, self._level(structure_t, structure)], 1), size, offset)
+        h = patches(torch.cat([y, self._level(t, y)], 1), size, offset)
+        batch, count = g.shape[:2]
+        if count < 2:
+            raise ValueError(f"an image of {tuple(y.shape[2:])} has {count} patches of {size}, needs 2")
+        if self.config.critic == "separable":
+            eg, eh = self.structure(g.flatten(0, 1)).flatten(1), self.image(h.flatten(0, 1)).flatten(1)
+            eg = F.normalize(eg.float().view(batch, count, -1), dim=-1)
+            eh = F.normalize(eh.float().view(batch, count, -1), dim=-1)
+            scores = self._bounded(self.sharpness.exp() * eg @ eh.transpose(1, 2))
+            off = ~torch.eye(count, dtype=torch.bool, device=y.device)
+            return scores.diagonal(dim1=1, dim2=2), scores[:, off].view(batch, -1)
+        # Cyclic shifts: no patch meets itself, and the same shifts always, so the bound is deterministic.
+        shifts = [0] + [1 + (count - 1) * k // self.config.shuffles for k in range(min(self.config.shuffles, count - 1))]
+        pairs = torch.stack([torch.cat([g, h.roll(-k, 1)], 2) for k in shifts], 1)
+        scores = self._bounded(self.pair(pairs.flatten(0, 2)).view(batch, len(shifts), count))
+        return scores[:, 0], scores[:, 1:].flatten(1)
+
+    forward = statistics
+
+    def information(self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """The bound for each image in nats, [B]."""
+        return donsker_varadhan(*self.statistics(structure, y, t, structure_t, offset))
+
+    def joint_only(self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """The bound's first term alone, [B]: nothing pushes unlike pairs apart."""
+        return self.statistics(structure, y, t, structure_t, offset)[0].mean(-1)
+
+    def _level(self, t: Tensor, like: Tensor) -> Tensor:
+        """The noise's standard deviation at t as a map [B, 1, H, W]."""
+        spread = self.sde.spread.to(like.device)[t].to(like.dtype)
+        return spread.view(-1, 1, 1, 1).expand(-1, 1, *like.shape[2:])
+
+    def _bounded(self, scores: Tensor) -> Tensor:
+        bound = self.config.bound
+        return scores.float() if bound is None else bound * torch.tanh(scores.float() / bound)
+
+
+def _embedding(channels: int, config: EstimatorConfig) -> nn.Sequential:
+    """Strided convolutions without normalisation: a norm over the batch would leak joint into marginal pairs."""
+    layers: list[nn.Module] = []
+    for width in config.channels:
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 4, stride=2, padding=1), nn.SiLU()]
+        channels = width
+    layers.append(nn.Conv2d(channels, channels, 1))
+    for layer in layers:  # keeps the scale through SiLU; with torch's default a deep critic begins flat and stays so
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+def patches(images: Tensor, size: int, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    """Non-overlapping squares [B, L, C, size, size] in reading order; what does not fill a square at the border is left out."""
+    images = images[:, :, offset[0] :, offset[1] :]
+    rows, columns = images.shape[2] // size, images.shape[3] // size
+    grid = images[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def matched_log_ratio(joint: Tensor, marginal: Tensor) -> Tensor:
+    """How far each joint pair's statistic lies above the marginal's log mean, [B, L]: which patches follow the structure."""
+    return joint - log_mean_exp(marginal).unsqueeze(-1)
+
+
+def pad_to_patches(images: Tensor, size: int) -> Tensor:
+    """Mirror images at the right and lower border up to whole patches."""
+    height, width = images.shape[2:]
+    return F.pad(images, (0, -width % size, 0, -height % size), mode="reflect")

@@ -1,0 +1,159 @@
+"""MIU-Diff: the SDEdit loop with its mean moved by the MI energy (Eq. 2, 3) and its score refined in the last steps (2.3).
+
+    y_{i-1} = mu - c Sigma_i grad M(mu) + 1[i > 0] sqrt(Sigma_i) z,      lambda = (t + 1) / S
+
+`he_t` is drawn anew in each step (the expectation of Eq. 2 by one sample). Levels: the current sample is at index i, its
+successor and mu at i - 1, which is where M is taken (`energy_at: mean`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from miudiff.config import Strict
+from miudiff.device import Placement
+from miudiff.diffusion.sampling import Transition
+from miudiff.diffusion.score import ScoreModel
+from miudiff.diffusion.sde import at
+from miudiff.information.energy import EnergyConfig, MIEnergy
+from miudiff.information.estimator import Estimator
+from miudiff.methods.refinement import Refinement, RefinementConfig
+from miudiff.methods.sdedit import Reverse, ReverseConfig
+from miudiff.noise import NoiseSource, normal
+
+
+class GuidanceConfig(Strict):
+    """How the energy moves the mean."""
+
+    scale: float = Field(1.0, ge=0, description="c. The paper's 1 moves the mean by about 1e-5 of a step's noise; see `calibrate`.")
+    normalise: Literal["none", "unit_rms"] = Field(
+        "none", description="'unit_rms' makes the shift `scale` times the step's noise, whatever the estimator's slope (an extension)."
+    )
+    weight: Literal["variance", "beta"] = Field("variance", description="The gradient's factor: Sigma (Eq. 3) or beta / sqrt(alpha) (EGSDE).")
+    energy_at: Literal["mean", "current"] = Field("mean", description="Where M is taken: mu at i - 1 (the paper), or y at i (EGSDE).")
+    source_noise: Literal["matched", "clean"] = Field("matched", description="The source is noised to the energy's level (the paper), or not at all.")
+    frozen_noise: bool = Field(False, description="Noise the source with the start's noise in every step, as EGSDE does.")
+    shift_grid: bool = Field(True, description="Begin the patch grid at a random place in each step, so that no border shows.")
+    until: int = Field(0, ge=0, description="Guide down to this index of the full chain.")
+
+
+class MIUDiffConfig(Strict):
+    """Everything that the paper leaves open, by name; docs/method.md has a row for each."""
+
+    reverse: ReverseConfig = ReverseConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    energy: EnergyConfig = EnergyConfig()
+    refinement: RefinementConfig = RefinementConfig()
+
+
+class StepReport(NamedTuple):
+    """What one step did, for each image of the batch."""
+
+    index: int
+    ratio: Tensor  # [B], the shift's root mean square over the step's noise
+    loss: float | None  # the refinement's
+    y: Tensor
+
+
+class MIUDiff:
+    """The MIU-Diff translator.
+
+    Args:
+        watch: Called after every step; a trajectory or a log of ratios is made from it.
+    """
+
+    def __init__(
+        self,
+        score: ScoreModel,
+        estimator: Estimator | None,
+        config: MIUDiffConfig,
+        placement: Placement,
+        watch: Callable[[StepReport], None] | None = None,
+    ) -> None:
+        if estimator is None and config.guidance.scale and config.energy.guidance != "none":
+            raise ValueError("guidance needs an MI estimator")
+        self.config, self.placement, self.watch = config, placement, watch
+        self.reverse = Reverse(score, config.reverse, placement)
+        self.estimator = estimator
+        self.energy = MIEnergy(estimator, config.energy) if estimator is not None else None
+
+    def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
+        """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]; an image depends on itself and its key alone."""
+        source, y = self.reverse.begin(he, keys)
+        refined = self._first_refined()
+        for index in reversed(range(refined, len(self.reverse.sde))):
+            y = self._step(y, source, index, keys, None)
+        if refined:  # a copy of the weights for each image, one image after the other
+            y = torch.cat([self._refine(y[i : i + 1], source[i : i + 1], refined, keys[i]) for i in range(len(y))])
+        return y.clamp(-1, 1)
+
+    def _refine(self, y: Tensor, source: Tensor, refined: int, key: NoiseSource) -> Tensor:
+        refinement = Refinement(self.reverse.score, self.config.refinement, self.placement, self.reverse.sde)
+        for index in reversed(range(refined)):
+            y = self._step(y, source, index, [key], refinement)
+        return y
+
+    def _step(self, y: Tensor, source: Tensor, index: int, keys: Sequence[NoiseSource], refinement: Refinement | None) -> Tensor:
+        loss = refinement.step(y, index, source, keys[0]) if refinement else None
+        transition = self.reverse.transition(y, index, refinement.score if refinement else None)
+        shifted = self._guide(transition, y, source, index, keys)
+        if self.watch:
+            ratio = (shifted.mean - transition.mean).flatten(1).square().mean(1).sqrt() / transition.std.flatten().mean()
+            self.watch(StepReport(index, ratio, loss, y))
+        return self.reverse.step(shifted, index, keys)
+
+    def _guide(self, transition: Transition, y: Tensor, source: Tensor, index: int, keys: Sequence[NoiseSource]) -> Transition:
+        guidance, sde = self.config.guidance, self.reverse.sde
+        level = int(sde.network_time(index))
+        if not guidance.scale or self.energy is None or self.config.energy.guidance == "none" or level < guidance.until:
+            return transition
+        # i - 1 of this chain, as an index of the full chain: a respaced step lands on the next index that is kept.
+        at_mean = guidance.energy_at == "mean"
+        target = (index - 1 if at_mean else index)
+        target_level = int(sde.network_time(target)) if target >= 0 else -1
+        point = transition.mean if at_mean else y
+        gradient = self._gradient(point, source, target, target_level, (level + 1) / self.config.reverse.start, index, keys)
+        if guidance.normalise == "unit_rms":
+            rms = gradient.flatten(1).square().mean(1).sqrt().clamp(min=1e-12).view(-1, 1, 1, 1)
+            return Transition(transition.mean - guidance.scale * transition.std * gradient / rms, transition.std)
+        if guidance.weight == "beta":
+            weight = at(sde.betas / (1 - sde.betas).sqrt(), index, y)
+            return Transition(transition.mean - guidance.scale * weight * gradient, transition.std)
+        return transition.shift(guidance.scale * gradient)
+
+    def _gradient(self, point: Tensor, source: Tensor, target: int, level: int, stain_weight: float, index: int, keys: Sequence[NoiseSource]) -> Tensor:
+        guidance = self.config.guidance
+        assert self.energy is not None and self.estimator is not None
+        he_t, he_level = source, -1
+        if guidance.source_noise == "matched":
+            stream, step = ("start", 0) if guidance.frozen_noise else ("condition", index)
+            he_t, he_level = self.reverse.sde.perturb(source, target, normal(keys, stream, step, source)), level
+        structure = self.estimator.structure_map(he_t)
+        rows = []
+        for i, key in enumerate(keys):  # each image has a grid of its own
+            offset = self._offset(key, index, point)
+            one = slice(i, i + 1)
+            rows.append(self.energy.gradient(point[one], structure[one], level, he_level, stain_weight, offset))
+        return torch.cat(rows)
+
+    def _offset(self, key: NoiseSource, index: int, like: Tensor) -> tuple[int, int]:
+        if not self.config.guidance.shift_grid:
+            return 0, 0
+        assert self.estimator is not None
+        patch = self.estimator.config.patch
+        rows, columns = key.integers("grid", index, 2, patch).tolist()
+        # an image of one and a half patches a side has no room to move and still hold two
+        height, width = like.shape[2:]
+        return (rows if height >= 3 * patch else 0), (columns if width >= 3 * patch else 0)
+
+    def _first_refined(self) -> int:
+        """How many indices, from 0, are refined."""
+        refinement = self.config.refinement
+        if refinement.loss == "none":
+            return 0
+        return sum(int(self.reverse.sde.network_time(i)) < refinement.start for i in range(len(self.reverse.sde)))

@@ -1,0 +1,50 @@
+"""Named settings: `paper` reads the paper literally, `tuned` is the best that was found, and each ablation of Tables 1 and 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from miudiff.config import override, parse
+from miudiff.errors import ConfigError
+from miudiff.methods.miu_diff import MIUDiffConfig
+
+PAPER = MIUDiffConfig()
+
+TUNED = parse(
+    MIUDiffConfig,
+    {
+        "guidance": {"scale": 0.15, "normalise": "unit_rms", "source_noise": "clean"},
+        "energy": {"guidance": "shared"},
+        "refinement": {"lr": 2e-5},
+    },
+    "preset tuned",
+)
+
+PRESETS: Mapping[str, MIUDiffConfig] = {"paper": PAPER, "tuned": TUNED}
+
+# Table 1 and Table 2 as changes of a preset.
+ABLATIONS: Mapping[str, tuple[str, ...]] = {
+    "I-guided": ("energy.guidance=shared",),
+    "U-guided": ("energy.guidance=unique",),
+    "w/o MI": ("energy.guidance=none",),
+    "l2": ("refinement.loss=l2",),
+    "w/o PCL": ("refinement.loss=none",),
+    "t0'=80": ("refinement.start=80",),
+    "t0'=10": ("refinement.start=10",),
+    "S=500": ("reverse.start=500",),
+    "S=100": ("reverse.start=100",),
+    "SDEdit": ("energy.guidance=none", "refinement.loss=none"),
+}
+
+
+def preset(name: str, changes: tuple[str, ...] = ()) -> MIUDiffConfig:
+    """A preset with `key=value` changes.
+
+    Raises:
+        ConfigError: No such preset, or a change that does not fit.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset '{name}': expected one of {', '.join(PRESETS)}")
+    values: dict[str, Any] = PRESETS[name].model_dump(mode="json")
+    return parse(MIUDiffConfig, override(values, changes), f"preset {name}")

@@ -1,0 +1,87 @@
+"""SDEdit (Meng et al. 2022): noise the source to index S - 1, denoise it with the target's score model. The floor of all others.
+
+    y_{S-1} ~ q(. | x),   y_{i-1} = mean(y_i) + 1[i > 0] sqrt(beta~_i) z,   i = S - 1 ... 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from miudiff.config import Strict
+from miudiff.device import Placement
+from miudiff.diffusion.sampling import Transition, Variance, ancestral, denoised, euler_maruyama, posterior
+from miudiff.diffusion.score import ScoreModel
+from miudiff.diffusion.sde import VPSDE
+from miudiff.images import to_gray
+from miudiff.noise import NoiseSource, normal
+
+
+class ReverseConfig(Strict):
+    """The reverse process that the SDEdit family shares."""
+
+    start: int = Field(300, ge=2, description="S: the source is noised to index S - 1 of the full chain's 1000.")
+    steps: int | None = Field(None, ge=2, description="Steps from S to 0; None takes every index, as the paper.")
+    variance: Variance = Field("fixed_small", description="Sigma: the posterior's, beta, or learned.")
+    solver: Literal["ancestral", "euler_maruyama"] = "ancestral"
+    clip: bool = Field(False, description="Clip the estimate of the clean image to [-1, 1] in each step.")
+    gray: bool = Field(True, description="Remove the source's colour first.")
+
+    def chain(self, full: VPSDE) -> VPSDE:
+        """The chain that is walked backwards: indices 0 to S - 1 of `full`, or `steps` of them."""
+        if self.start > len(full):
+            raise ValueError(f"start {self.start} is beyond the chain's {len(full)} steps")
+        if self.steps is None or self.steps >= self.start:
+            return VPSDE(full.steps, full.beta_min, full.beta_max, tuple(range(self.start)))
+        kept = {round(i * (self.start - 1) / (self.steps - 1)) for i in range(self.steps)}
+        return VPSDE(full.steps, full.beta_min, full.beta_max, tuple(sorted(kept)))
+
+
+class Reverse:
+    """One reverse step of a score model under a `ReverseConfig`, without gradients."""
+
+    def __init__(self, score: ScoreModel, config: ReverseConfig, placement: Placement) -> None:
+        self.score, self.config, self.placement = score, config, placement
+        self.sde = config.chain(score.sde)
+
+    def begin(self, he: Tensor, keys: Sequence[NoiseSource]) -> tuple[Tensor, Tensor]:
+        """The source as it conditions the process (without colour, by default), and y at the first index."""
+        source = to_gray(he) if self.config.gray else he
+        return source, self.sde.perturb(source, len(self.sde) - 1, normal(keys, "start", 0, source))
+
+    @torch.no_grad()
+    def transition(self, y: Tensor, index: int, score: ScoreModel | None = None) -> Transition:
+        """p(y_{i-1} | y_i); `score` stands in for the model, if given."""
+        with self.placement.autocast():
+            eps, fraction = (score or self.score).predict(y, index, self.sde)
+        if self.config.solver == "euler_maruyama":
+            return euler_maruyama(self.sde, y, index, eps)
+        if self.config.clip:
+            guess = denoised(self.sde, y, index, eps).clamp(-1, 1)
+            return posterior(self.sde, y, index, guess, self.config.variance, fraction)
+        return ancestral(self.sde, y, index, eps, self.config.variance, fraction)
+
+    def step(self, transition: Transition, index: int, keys: Sequence[NoiseSource]) -> Tensor:
+        """A draw of the transition; its mean at the last index."""
+        if index == 0:
+            return transition.mean
+        return transition.sample(normal(keys, "step", index, transition.mean))
+
+
+class SDEdit:
+    """The SDEdit translator."""
+
+    def __init__(self, score: ScoreModel, config: ReverseConfig, placement: Placement) -> None:
+        self.reverse = Reverse(score, config, placement)
+
+    def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
+        """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]."""
+        reverse = self.reverse
+        _, y = reverse.begin(he, keys)
+        for index in reversed(range(len(reverse.sde))):
+            y = reverse.step(reverse.transition(y, index), index, keys)
+        return y.clamp(-1, 1)

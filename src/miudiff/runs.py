@@ -1,0 +1,121 @@
+"""One YAML file is one run: which learner, on what, how long, where. The same command goes on in the run's folder.
+
+    task: score                     # or mi
+    out: runs/ki67-score
+    markers: [Ki67]
+    data: {root: data, mpp: 1.0, size: 64, sources: [{files: "ihc/*.jpg", marker: Ki67, mpp: 0.25}]}
+    score: {network: {...}, optimizer: {...}}
+
+Under torchrun the same command trains on every process it starts, on one machine or several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+
+from miudiff.checkpoints import find_states, write_json
+from miudiff.config import Strict, parse, read_yaml, to_yaml
+from miudiff.data.tiles import DataConfig, Tiles, collate, find_images
+from miudiff.device import place
+from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
+from miudiff.errors import ConfigError
+from miudiff.images import write_bytes
+from miudiff.information.estimator import Estimator
+from miudiff.information.learner import MIConfig, MILearner, held_out_curve
+from miudiff.training.loop import LoopConfig, train
+
+
+class RunConfig(Strict):
+    """A training run."""
+
+    task: Literal["score", "mi"] = Field(description="What is learned: the score model or the MI estimator.")
+    out: Path = Field(description="The run's folder; the same command goes on in it.")
+    data: DataConfig
+    held_out: DataConfig | None = Field(None, description="Images to measure the MI estimator on; never trained on.")
+    markers: tuple[str, ...] = Field((), description="Names of the markers of a model of several, in the order of its classes.")
+    score: ScoreConfig = ScoreConfig()
+    mi: MIConfig = MIConfig()
+    steps: int = Field(40_000, ge=1)
+    batch_size: int = Field(4, ge=1, description="Over all processes.")
+    seed: int = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every: int = Field(20, ge=1, description="Steps between lines of the log.")
+    save_every: int = Field(500, ge=1, description="Steps between states; a kill loses at most these.")
+    workers: int = Field(0, ge=0, description="Processes that read tiles.")
+
+
+# May differ between the start of a run and its continuation; anything else would make it another run.
+_FREE = ("out", "steps", "device", "precision", "log_every", "save_every", "workers")
+
+
+def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
+    """Train, or go on training, to `config.steps`; returns the folder of the weights.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration.
+        DataError, DeviceError, NonFiniteError: As their messages say.
+        KeyboardInterrupt: After Ctrl-C, once a state is written.
+    """
+    placement = place(config.device, config.precision)
+    accelerator = Accelerator(
+        cpu=placement.device.type == "cpu", mixed_precision="bf16" if placement.precision == "bf16" else "no"
+    )
+    main = accelerator.is_main_process
+    if config.score.network.markers not in (None, len(config.markers)):
+        raise ConfigError(f"score.network.markers: found {config.score.network.markers}, expected {len(config.markers)}, the number of 'markers'")
+    images = find_images(config.data, config.markers)
+    if main:
+        config.out.mkdir(parents=True, exist_ok=True)
+        _same_run(config)
+        write_bytes(config.out / "run.yaml", to_yaml(config).encode())
+        say(f"{config.task}: {len(images)} images, {accelerator.num_processes} process(es), {placement}")
+    accelerator.wait_for_everyone()
+    learner = _learner(config, accelerator)
+    loop = LoopConfig(config.steps, config.batch_size, config.log_every, config.save_every, config.workers)
+    tiles = Tiles(images, config.data, config.seed)
+    train(learner, tiles, collate, config.out, loop, accelerator, say)
+    weights = config.out / "weights"
+    if main:
+        learner.export(weights)
+        say(f"weights: {weights}")
+        if isinstance(learner, MILearner) and config.held_out:
+            _say_curve(learner, config, say)
+    accelerator.wait_for_everyone()
+    return weights
+
+
+def _learner(config: RunConfig, accelerator: Accelerator) -> ScoreLearner | MILearner:
+    if config.task == "score":
+        return ScoreLearner(config.score, accelerator, config.seed, config.steps)
+    return MILearner(config.mi, accelerator, config.seed, config.steps)
+
+
+def _same_run(config: RunConfig) -> None:
+    path = config.out / "run.yaml"
+    if not path.exists() or not find_states(config.out):
+        return
+    before = parse(RunConfig, read_yaml(path), str(path)).model_dump(exclude=set(_FREE))
+    now = config.model_dump(exclude=set(_FREE))
+    changed = [key for key in now if now[key] != before[key]]
+    if changed:
+        raise ConfigError(f"{path}: this folder holds a run with another '{changed[0]}'; give another out=, or the configuration it began with")
+
+
+def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]) -> None:
+    """The held-out bound by noise level, of the averaged weights."""
+    assert config.held_out is not None
+    estimator = Estimator(config.mi.estimator)
+    estimator.load_state_dict(learner.average.weights())
+    tiles = Tiles(find_images(config.held_out, config.markers), config.held_out, config.seed + 1)
+    y0 = torch.stack([tiles[i]["ihc"] for i in range(16)])  # type: ignore[misc]
+    curve = held_out_curve(estimator, config.mi, y0, (1, 10, 50, 100, 200, 299))
+    write_json(config.out / "held_out.json", {str(t): {"clean_structure": a, "noised_structure": b} for t, (a, b) in curve.items()})
+    for t, (clean, noised) in curve.items():
+        say(f"held-out bound at t = {t}: {clean:.3f} nats with clean structure, {noised:.3f} with noised")

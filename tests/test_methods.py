@@ -1,0 +1,173 @@
+"""The translators' promises, and what makes MIU-Diff what it is."""
+
+import copy
+
+import pytest
+import torch
+from tiny import CPU, tiny_estimator, tiny_score
+
+from miudiff.config import override, parse
+from miudiff.diffusion.sampling import denoised
+from miudiff.images import to_gray
+from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
+from miudiff.methods.presets import ABLATIONS, PRESETS, preset
+from miudiff.methods.refinement import Refinement, RefinementConfig
+from miudiff.methods.sdedit import ReverseConfig, SDEdit
+from miudiff.noise import NoiseKey
+
+QUICK = ("reverse.start=40", "reverse.steps=8", "refinement.start=12", "refinement.lr=1e-3")
+
+
+def config(*changes):
+    return parse(MIUDiffConfig, override({}, [*QUICK, *changes]), "test")
+
+
+def miu_diff(*changes, watch=None):
+    return MIUDiff(tiny_score(), tiny_estimator(), config(*changes), CPU, watch)
+
+
+def he(count=3, size=48):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def keys(count=3, seed=0):
+    return [NoiseKey(seed, f"tile{i}") for i in range(count)]
+
+
+TRANSLATORS = {
+    "sdedit": lambda: SDEdit(tiny_score(), config().reverse, CPU),
+    "miu-diff paper": lambda: miu_diff("guidance.scale=100"),
+    "miu-diff unit": lambda: miu_diff("guidance.normalise=unit_rms", "guidance.scale=0.2", "guidance.source_noise=clean"),
+    "miu-diff egsde-like": lambda: miu_diff("guidance.energy_at=current", "guidance.weight=beta", "guidance.frozen_noise=true"),
+    "miu-diff euler": lambda: miu_diff("reverse.solver=euler_maruyama", "refinement.loss=l2"),
+    "miu-diff learned variance": lambda: miu_diff("reverse.variance=learned", "reverse.clip=true", "refinement.loss=pixels"),
+}
+
+
+@pytest.fixture(params=TRANSLATORS, ids=lambda name: name.replace(" ", "-"))
+def translator(request):
+    return TRANSLATORS[request.param]()
+
+
+def test_a_translation_has_the_shape_and_range_of_an_image(translator):
+    result = translator.translate(he(), keys())
+    assert result.shape == (3, 3, 48, 48)
+    assert torch.isfinite(result).all()
+    assert result.abs().max() <= 1
+
+
+def test_a_tile_ignores_its_batch_its_order_and_earlier_calls(translator):
+    together = translator.translate(he(), keys())
+    alone = translator.translate(he()[1:2], keys()[1:2])
+    torch.testing.assert_close(together[1:2], alone, atol=2e-5, rtol=0)
+    swapped = translator.translate(he().flip(0), keys()[::-1])
+    torch.testing.assert_close(together, swapped.flip(0), atol=2e-5, rtol=0)
+
+
+def test_the_same_key_gives_the_same_bits_and_another_seed_another_image(translator):
+    first = translator.translate(he(1), keys(1))
+    assert torch.equal(first, translator.translate(he(1), keys(1)))
+    assert not torch.equal(first, translator.translate(he(1), keys(1, seed=1)))
+
+
+def test_scale_zero_without_refinement_is_sdedit_bit_for_bit():
+    plain = miu_diff("guidance.scale=0", "refinement.loss=none").translate(he(), keys())
+    assert torch.equal(plain, SDEdit(tiny_score(), config().reverse, CPU).translate(he(), keys()))
+
+
+def test_no_energy_without_refinement_is_sdedit_bit_for_bit():
+    plain = miu_diff(*ABLATIONS["SDEdit"]).translate(he(), keys())
+    assert torch.equal(plain, SDEdit(tiny_score(), config().reverse, CPU).translate(he(), keys()))
+
+
+def test_guidance_and_refinement_each_change_the_image():
+    plain = miu_diff(*ABLATIONS["SDEdit"]).translate(he(1), keys(1))
+    guided = miu_diff("refinement.loss=none", "guidance.normalise=unit_rms", "guidance.scale=0.5").translate(he(1), keys(1))
+    refined = miu_diff("energy.guidance=none").translate(he(1), keys(1))
+    assert (plain - guided).abs().mean() > 1e-4
+    assert (plain - refined).abs().mean() > 1e-6
+
+
+def test_colour_is_removed_before_anything_else():
+    translator = miu_diff("refinement.loss=none")
+    torch.testing.assert_close(translator.translate(he(1), keys(1)), translator.translate(to_gray(he(1)), keys(1)), atol=1e-4, rtol=0)
+
+
+def test_the_weights_are_the_same_bits_after_refinement():
+    translator = miu_diff()
+    before = copy.deepcopy(translator.reverse.score.state_dict())
+    translator.translate(he(), keys())
+    after = translator.reverse.score.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_one_refinement_step_is_autograd_and_adamw_by_hand():
+    score, key = tiny_score(), NoiseKey(0, "a")
+    settings = RefinementConfig(lr=1e-3)
+    refinement = Refinement(score, settings, CPU, score.sde)
+    y, source, t = he(1), to_gray(he(1)), 7
+    refinement.step(y, t, source, key)
+
+    twin = copy.deepcopy(score).requires_grad_(True)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.0)
+    eps = twin.predict_noise(y, t)
+    guess = to_gray(denoised(score.sde, y, t, eps))
+    by_hand = Refinement(score, settings, CPU, score.sde)._loss(guess, source, t, key)
+    by_hand.backward()
+    optimizer.step()
+    for (name, moved), (_, expected) in zip(refinement.score.named_parameters(), twin.named_parameters(), strict=True):
+        torch.testing.assert_close(moved, expected, msg=name)
+    assert any(not torch.equal(a, b) for a, b in zip(refinement.score.parameters(), score.parameters(), strict=True))
+
+
+def test_refinement_lowers_its_loss():
+    score = tiny_score()
+    refinement = Refinement(score, RefinementConfig(lr=1e-3), CPU, score.sde)
+    y, source = he(1), to_gray(he(1))
+    losses = [refinement.step(y, 7, source, NoiseKey(0, "a")) for _ in range(6)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("which", "count"), [("norms", 10), ("decoder", 10)])
+def test_only_the_chosen_weights_learn(which, count):
+    score = tiny_score()
+    refinement = Refinement(score, RefinementConfig(weights=which, lr=1e-2), CPU, score.sde)
+    refinement.step(he(1), 7, to_gray(he(1)), NoiseKey(0, "a"))
+    changed = [n for (n, a), b in zip(refinement.score.named_parameters(), score.parameters(), strict=True) if not torch.equal(a, b)]
+    assert len(changed) >= count
+    assert not any(name.startswith("unet.conv_in") for name in changed)
+
+
+def test_the_ratio_that_is_logged_is_linear_in_the_scale():
+    ratios = {}
+    for scale in (50, 100):
+        seen = []
+        miu_diff(f"guidance.scale={scale}", "refinement.loss=none", watch=seen.append).translate(he(1), keys(1))
+        ratios[scale] = float(seen[0].ratio)
+        assert [report.index for report in seen] == list(range(7, -1, -1))
+    assert ratios[50] > 0
+    assert ratios[100] == pytest.approx(2 * ratios[50], rel=1e-3)
+
+
+def test_unit_rms_shifts_by_the_stated_share_of_the_noise():
+    seen = []
+    miu_diff("guidance.normalise=unit_rms", "guidance.scale=0.3", "refinement.loss=none", watch=seen.append).translate(he(1), keys(1))
+    for report in seen[:-1]:
+        assert float(report.ratio) == pytest.approx(0.3, rel=1e-3)
+
+
+def test_every_preset_and_ablation_is_a_valid_configuration():
+    for name in PRESETS:
+        for changes in ABLATIONS.values():
+            preset(name, changes)
+
+
+def test_the_paper_preset_is_the_paper():
+    paper = preset("paper")
+    assert (paper.reverse.start, paper.reverse.steps, paper.refinement.start) == (300, None, 40)
+    assert (paper.guidance.scale, paper.energy.guidance, paper.guidance.energy_at) == (1.0, "full", "mean")
+
+
+def test_a_start_beyond_the_chain_is_refused():
+    with pytest.raises(ValueError, match="beyond"):
+        ReverseConfig(start=2000).chain(tiny_score().sde)

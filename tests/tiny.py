@@ -1,0 +1,29 @@
+"""Tiny networks that the tests share: seconds, not minutes."""
+
+import torch
+
+from miudiff.device import Placement
+from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
+from miudiff.information.estimator import Estimator, EstimatorConfig
+from miudiff.methods.model import Card, Model
+
+NETWORK = NetworkConfig(size=32, channels=(16, 32), attention=(16,), head_channels=8, groups=8)
+CPU = Placement(torch.device("cpu"), "fp32", "tests")
+
+
+def tiny_score(markers: int | None = None, seed: int = 0) -> ScoreModel:
+    """A score model with random weights, its last layer too, so that its output is not zero."""
+    torch.manual_seed(seed)
+    unet = build_unet(NETWORK.model_copy(update={"markers": markers}))
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.02)
+    return ScoreModel(unet).eval().requires_grad_(False)
+
+
+def tiny_estimator(critic: str = "separable", seed: int = 1) -> Estimator:
+    torch.manual_seed(seed)
+    config = EstimatorConfig(critic=critic, channels=(8, 8), patch=16)  # type: ignore[arg-type]
+    return Estimator(config).eval().requires_grad_(False)
+
+
+def tiny_model(markers: tuple[str, ...] = (), mpp: float | None = 1.0, tile: int = 64) -> Model:
+    return Model(tiny_score(len(markers) or None), tiny_estimator(), Card(name="tiny", markers=markers, mpp=mpp, tile=tile))
