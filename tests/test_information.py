@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_estimator
 from torch import nn
 
 from miudiff.diffusion.sde import VPSDE
@@ -12,6 +11,7 @@ from miudiff.information.energy import EnergyConfig, MIEnergy
 from miudiff.information.entropy import channel_entropy, entropy, gaussian_entropy, histogram_entropy
 from miudiff.information.estimator import Estimator, EstimatorConfig, patches
 from miudiff.information.mine import MovingDenominator, donsker_varadhan, gaussian_information
+from tiny import tiny_estimator
 
 
 def test_mine_reaches_the_information_of_correlated_gaussians_within_a_tenth():
@@ -194,4 +194,6 @@ def test_sum_is_mean_times_the_number_of_patches():
 def test_structure_maps_do_not_see_contrast_once_normalised():
     estimator = Estimator(EstimatorConfig(channels=(8,), patch=8), VPSDE())
     image = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(estimator.structure_map(image), estimator.structure_map(0.5 * image), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(
+        estimator.structure_map(image), estimator.structure_map(0.5 * image), atol=0.05, rtol=0.05
+    )

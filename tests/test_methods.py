@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from tiny import CPU, tiny_estimator, tiny_score
 
 from miudiff.config import override, parse
 from miudiff.diffusion.sampling import denoised
@@ -14,6 +13,7 @@ from miudiff.methods.presets import ABLATIONS, PRESETS, preset
 from miudiff.methods.refinement import Refinement, RefinementConfig
 from miudiff.methods.sdedit import ReverseConfig, SDEdit
 from miudiff.noise import NoiseKey
+from tiny import CPU, tiny_estimator, tiny_score
 
 QUICK = ("reverse.start=40", "reverse.steps=8", "refinement.start=12", "refinement.lr=1e-3")
 
@@ -37,10 +37,16 @@ def keys(count=3, seed=0):
 TRANSLATORS = {
     "sdedit": lambda: SDEdit(tiny_score(), config().reverse, CPU),
     "miu-diff paper": lambda: miu_diff("guidance.scale=100"),
-    "miu-diff unit": lambda: miu_diff("guidance.normalise=unit_rms", "guidance.scale=0.2", "guidance.source_noise=clean"),
-    "miu-diff egsde-like": lambda: miu_diff("guidance.energy_at=current", "guidance.weight=beta", "guidance.frozen_noise=true"),
+    "miu-diff unit": lambda: miu_diff(
+        "guidance.normalise=unit_rms", "guidance.scale=0.2", "guidance.source_noise=clean"
+    ),
+    "miu-diff egsde-like": lambda: miu_diff(
+        "guidance.energy_at=current", "guidance.weight=beta", "guidance.frozen_noise=true"
+    ),
     "miu-diff euler": lambda: miu_diff("reverse.solver=euler_maruyama", "refinement.loss=l2"),
-    "miu-diff learned variance": lambda: miu_diff("reverse.variance=learned", "reverse.clip=true", "refinement.loss=pixels"),
+    "miu-diff learned variance": lambda: miu_diff(
+        "reverse.variance=learned", "reverse.clip=true", "refinement.loss=pixels"
+    ),
 }
 
 
@@ -82,7 +88,9 @@ def test_no_energy_without_refinement_is_sdedit_bit_for_bit():
 
 def test_guidance_and_refinement_each_change_the_image():
     plain = miu_diff(*ABLATIONS["SDEdit"]).translate(he(1), keys(1))
-    guided = miu_diff("refinement.loss=none", "guidance.normalise=unit_rms", "guidance.scale=0.5").translate(he(1), keys(1))
+    guided = miu_diff("refinement.loss=none", "guidance.normalise=unit_rms", "guidance.scale=0.5").translate(
+        he(1), keys(1)
+    )
     refined = miu_diff("energy.guidance=none").translate(he(1), keys(1))
     assert (plain - guided).abs().mean() > 1e-4
     assert (plain - refined).abs().mean() > 1e-6
@@ -90,7 +98,9 @@ def test_guidance_and_refinement_each_change_the_image():
 
 def test_colour_is_removed_before_anything_else():
     translator = miu_diff("refinement.loss=none")
-    torch.testing.assert_close(translator.translate(he(1), keys(1)), translator.translate(to_gray(he(1)), keys(1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        translator.translate(he(1), keys(1)), translator.translate(to_gray(he(1)), keys(1)), atol=1e-4, rtol=0
+    )
 
 
 def test_the_weights_are_the_same_bits_after_refinement():
@@ -115,9 +125,13 @@ def test_one_refinement_step_is_autograd_and_adamw_by_hand():
     by_hand = Refinement(score, settings, CPU, score.sde)._loss(guess, source, t, key)
     by_hand.backward()
     optimizer.step()
-    for (name, moved), (_, expected) in zip(refinement.score.named_parameters(), twin.named_parameters(), strict=True):
+    for (name, moved), (_, expected) in zip(
+        refinement.score.named_parameters(), twin.named_parameters(), strict=True
+    ):
         torch.testing.assert_close(moved, expected, msg=name)
-    assert any(not torch.equal(a, b) for a, b in zip(refinement.score.parameters(), score.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(refinement.score.parameters(), score.parameters(), strict=True)
+    )
 
 
 def test_refinement_lowers_its_loss():
@@ -133,7 +147,11 @@ def test_only_the_chosen_weights_learn(which, count):
     score = tiny_score()
     refinement = Refinement(score, RefinementConfig(weights=which, lr=1e-2), CPU, score.sde)
     refinement.step(he(1), 7, to_gray(he(1)), NoiseKey(0, "a"))
-    changed = [n for (n, a), b in zip(refinement.score.named_parameters(), score.parameters(), strict=True) if not torch.equal(a, b)]
+    changed = [
+        n
+        for (n, a), b in zip(refinement.score.named_parameters(), score.parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
     assert len(changed) >= count
     assert not any(name.startswith("unet.conv_in") for name in changed)
 
@@ -142,16 +160,20 @@ def test_the_ratio_that_is_logged_is_linear_in_the_scale():
     ratios = {}
     for scale in (50, 100):
         seen = []
-        miu_diff(f"guidance.scale={scale}", "refinement.loss=none", watch=seen.append).translate(he(1), keys(1))
+        miu_diff(f"guidance.scale={scale}", "refinement.loss=none", watch=seen.append).translate(
+            he(1), keys(1)
+        )
         ratios[scale] = float(seen[0].ratio)
-        assert [report.index for report in seen] == list(range(7, -1, -1))
+        assert [report.time for report in seen] == list(range(7, -1, -1))
     assert ratios[50] > 0
     assert ratios[100] == pytest.approx(2 * ratios[50], rel=1e-3)
 
 
 def test_unit_rms_shifts_by_the_stated_share_of_the_noise():
     seen = []
-    miu_diff("guidance.normalise=unit_rms", "guidance.scale=0.3", "refinement.loss=none", watch=seen.append).translate(he(1), keys(1))
+    miu_diff(
+        "guidance.normalise=unit_rms", "guidance.scale=0.3", "refinement.loss=none", watch=seen.append
+    ).translate(he(1), keys(1))
     for report in seen[:-1]:
         assert float(report.ratio) == pytest.approx(0.3, rel=1e-3)
 

@@ -26,4 +26,8 @@ def tiny_estimator(critic: str = "separable", seed: int = 1) -> Estimator:
 
 
 def tiny_model(markers: tuple[str, ...] = (), mpp: float | None = 1.0, tile: int = 64) -> Model:
-    return Model(tiny_score(len(markers) or None), tiny_estimator(), Card(name="tiny", markers=markers, mpp=mpp, tile=tile))
+    return Model(
+        tiny_score(len(markers) or None),
+        tiny_estimator(),
+        Card(name="tiny", markers=markers, mpp=mpp, tile=tile),
+    )

@@ -20,7 +20,14 @@ from miudiff.noise import NoiseKey
 from miudiff.stainer import VirtualStainer
 
 
-def calibrate(model: Model, marker: str | None, config: MIUDiffConfig, placement: Placement, he: Tensor, target: float = 0.05) -> tuple[float, dict[int, float]]:
+def calibrate(
+    model: Model,
+    marker: str | None,
+    config: MIUDiffConfig,
+    placement: Placement,
+    he: Tensor,
+    target: float = 0.05,
+) -> tuple[float, dict[int, float]]:
     """(scale, ratio at that scale for each index): the mean of shift / noise over the guided steps becomes `target`.
 
     Args:
@@ -38,7 +45,7 @@ def calibrate(model: Model, marker: str | None, config: MIUDiffConfig, placement
     ratios: dict[int, float] = {}
 
     def watch(report: StepReport) -> None:
-        ratios[report.index] = float(report.ratio.mean())
+        ratios[report.time] = float(report.ratio.mean())
 
     method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, watch)
     method.translate(he, [NoiseKey(0, f"calibration{i}") for i in range(len(he))])
@@ -48,7 +55,6 @@ def calibrate(model: Model, marker: str | None, config: MIUDiffConfig, placement
         raise ValueError("the energy has no gradient here")
     scale = 1e-3 * target / mean
     return scale, {index: r * scale / 1e-3 for index, r in ratios.items()}
-
 
 
 def calibrate_files(
@@ -71,14 +77,20 @@ def calibrate_files(
     tiles = []
     for path in [source] if source.is_file() else list_images(source)[:4]:
         pixels = read_image(path)
-        rows, columns = stainer.working_size(*pixels.shape[:2], mpp if mpp is not None else read_scale(path))
+        rows, columns = stainer.working_size(
+            pixels.shape[0], pixels.shape[1], mpp if mpp is not None else read_scale(path)
+        )
         side = min(stainer.model.card.tile, 128)
         if min(rows, columns) < side:
-            raise DataError(f"{path}: {columns} x {rows} pixels at the model's scale, expected at least {side} on each side")
+            raise DataError(
+                f"{path}: {columns} x {rows} pixels at the model's scale, expected at least {side} on each side"
+            )
         tiles.append(resize(pixels, rows, columns)[:side, :side])
     he = to_tensor(tiles).to(stainer.placement.device)
     scale, ratios = calibrate(stainer.model, stainer.marker, stainer.config, stainer.placement, he, target)
     for index in sorted(ratios, reverse=True)[:: max(1, len(ratios) // 10)]:
         say(f"t = {index:3d}: shift / noise {ratios[index]:.3g}")
-    say(f"guidance.scale={scale:.4g} gives a mean shift of {target:g} of the noise, over {len(tiles)} tile(s)")
+    say(
+        f"guidance.scale={scale:.4g} gives a mean shift of {target:g} of the noise, over {len(tiles)} tile(s)"
+    )
     return scale

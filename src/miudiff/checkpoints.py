@@ -54,13 +54,19 @@ def load_state(path: Path, parts: Mapping[str, Part]) -> int:
         CheckpointError: Damaged, or made by a run of other parts or sizes.
     """
     content = load_tensors(path)
-    if not isinstance(content, dict) or set(content) != {"step", "parts"} or set(content["parts"]) != set(parts):
+    if (
+        not isinstance(content, dict)
+        or set(content) != {"step", "parts"}
+        or set(content["parts"]) != set(parts)
+    ):
         raise CheckpointError(f"{path}: is no state of this run; start in another folder")
     try:
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: does not fit the configuration ({str(error).splitlines()[0]}); start in another folder") from error
+        raise CheckpointError(
+            f"{path}: does not fit the configuration ({str(error).splitlines()[0]}); start in another folder"
+        ) from error
     return int(content["step"])
 
 
@@ -84,7 +90,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype |
     from safetensors.torch import save
 
     content = {
-        name: (t.to(dtype) if dtype and t.is_floating_point() else t).detach().cpu().contiguous() for name, t in tensors.items()
+        name: (t.to(dtype) if dtype and t.is_floating_point() else t).detach().cpu().contiguous()
+        for name, t in tensors.items()
     }
     write_bytes(path, save(content, metadata={"format": "pt"}))
 

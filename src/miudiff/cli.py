@@ -19,6 +19,7 @@ app = App(
     version=__version__,
     help="Virtual histology staining: H&E to IHC by mutual-information guided diffusion. For research use only, not for diagnosis.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 data = App(name="data", help="Look at, check and make datasets.")
 model_app = App(name="model", help="Make model folders.")
@@ -105,10 +106,16 @@ def translate(
     from miudiff.translation import NOTICE, plan, translate_files
 
     if mpp is not None and not 0.05 <= mpp <= 20:
-        raise DataError(f"--mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x")
+        raise DataError(
+            f"--mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x"
+        )
     plan(source, target)  # a wrong path is told before seconds are spent on weights
-    stainer = VirtualStainer.load(model, preset=preset, changes=set_, marker=marker, device=device, precision=precision)
-    say(f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, preset {preset}, seed {seed}, {stainer.placement}; {NOTICE}")
+    stainer = VirtualStainer.load(
+        model, preset=preset, changes=set_, marker=marker, device=device, precision=precision
+    )
+    say(
+        f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, preset {preset}, seed {seed}, {stainer.placement}; {NOTICE}"
+    )
     outcome = translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
     say(f"{len(outcome.written)} written, {len(outcome.skipped)} there already, {len(outcome.failed)} failed")
     return outcome.exit_code
@@ -146,7 +153,15 @@ def calibrate(
 
 
 @app.command
-def reproduce(table: Literal["table1", "table2"], *, data: str = "twin", preset: Preset = "tuned", seeds: int = 3, out: Path = Path("reproduce"), device: str = "auto") -> int:
+def reproduce(
+    table: Literal["table1", "table2"],
+    *,
+    data: str = "twin",
+    preset: Preset = "tuned",
+    seeds: int = 3,
+    out: Path = Path("reproduce"),
+    device: str = "auto",
+) -> int:
     """Measure a table of the paper: the preset, its ablations and SDEdit, with intervals over seeds. Run it again to go on.
 
     Parameters
@@ -175,7 +190,13 @@ def doctor() -> int:
 
 
 @data.command
-def check(root: Path, *, layout: Literal["auto", "bci", "mist", "plain"] = "auto", slide_pattern: str | None = None, json: Path | None = None) -> int:
+def check(
+    root: Path,
+    *,
+    layout: Literal["auto", "bci", "mist", "plain"] = "auto",
+    slide_pattern: str | None = None,
+    json: Path | None = None,
+) -> int:
     """Say what is in a dataset and what is wrong with it, file by file.
 
     Parameters
@@ -185,14 +206,14 @@ def check(root: Path, *, layout: Literal["auto", "bci", "mist", "plain"] = "auto
     slide_pattern: A regular expression with a group (?P<slide>...) that finds the slide in a file name.
     json: Write the report as JSON, too.
     """
-    from miudiff.checkpoints import write_json
     from miudiff.data.check import check_dataset
+    from miudiff.images import write_bytes
 
     report = check_dataset(root, layout, slide_pattern)
     for line in report.lines():
         say(line)
     if json is not None:
-        write_json(json, report.to_json())
+        write_bytes(json, report.to_json().encode())
     return report.exit_code
 
 
@@ -216,7 +237,19 @@ def twin(source: Path, out: Path, *, antigen: Literal["nuclear", "cytoplasmic"] 
 
 
 @model_app.command
-def assemble(score: Path, out: Path, *, name: str, mi: Path | None = None, marker: tuple[str, ...] = (), mpp: float | None = None, tile: int = 256, licence: str = "not stated", half: bool = False, readme: Path | None = None) -> int:
+def assemble(
+    score: Path,
+    out: Path,
+    *,
+    name: str,
+    mi: Path | None = None,
+    marker: tuple[str, ...] = (),
+    mpp: float | None = None,
+    tile: int = 256,
+    licence: str = "not stated",
+    half: bool = False,
+    readme: Path | None = None,
+) -> int:
     """Make a model folder from the weights of a score run and of an MI run.
 
     Parameters
@@ -238,7 +271,42 @@ def assemble(score: Path, out: Path, *, name: str, mi: Path | None = None, marke
 
     card = Card(name=name, markers=marker, mpp=mpp, tile=tile, licence=licence)
     made = from_runs(score / "weights", mi / "weights" if mi else None, card)
-    save_model(out, made, torch.float16 if half else None, readme.read_text(encoding="utf-8") if readme else None)
+    save_model(
+        out, made, torch.float16 if half else None, readme.read_text(encoding="utf-8") if readme else None
+    )
+    say(f"model: {out}")
+    return 0
+
+
+@model_app.command
+def from_adm(
+    checkpoint: Path,
+    out: Path,
+    *,
+    name: str,
+    mpp: float | None = None,
+    tile: int = 256,
+    licence: str = "not stated",
+    set_: Change = (),
+) -> int:
+    """Make a model folder from an official guided-diffusion (ADM) checkpoint; it has no MI estimator yet.
+
+    Parameters
+    ----------
+    checkpoint: The .pt file.
+    out: The model folder to write.
+    name: The model's name.
+    mpp: Micrometres per pixel that it was trained at.
+    tile: Side of the tiles it is given.
+    licence: Under which it may be used.
+    set_: A fact of the network in guided-diffusion's words that its weights do not tell, as in --set num_head_channels=64.
+    """
+    from miudiff.config import override
+    from miudiff.diffusion.adm import load_adm
+    from miudiff.methods.model import Card, Model, save_model
+
+    score = load_adm(checkpoint, override({}, set_))
+    save_model(out, Model(score, None, Card(name=name, mpp=mpp, tile=tile, licence=licence)))
     say(f"model: {out}")
     return 0
 
@@ -248,7 +316,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Before torch starts its threads: on a busy machine a spinning thread waits for one that has no core to run on, and a step
     # of the network takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(_exit_code(lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value")))
+    sys.exit(
+        _exit_code(
+            lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        )
+    )
 
 
 def _exit_code(command: Callable[[], object]) -> int:
@@ -265,5 +337,7 @@ def _exit_code(command: Callable[[], object]) -> int:
         print("miudiff: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except OSError as error:  # a full disk, a lost mount, a folder without leave to write
-        print(f"miudiff: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr)
+        print(
+            f"miudiff: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr
+        )
         return 2

@@ -33,7 +33,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -60,7 +62,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}:{where} is not YAML ({getattr(error, 'problem', 'syntax error')})") from error
+        raise ConfigError(
+            f"{path}:{where} is not YAML ({getattr(error, 'problem', 'syntax error')})"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys with values, found {type(content).__name__}")
     return content
@@ -89,7 +93,9 @@ def override(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             elif isinstance(here, dict):
                 here = here.setdefault(parent, {})
             else:
-                raise ConfigError(f"'{word}': '{parent}' lies inside of a value, expected a key that holds keys")
+                raise ConfigError(
+                    f"'{word}': '{parent}' lies inside of a value, expected a key that holds keys"
+                )
         if isinstance(here, list):
             _item(here, last, word)
             here[int(last)] = value
@@ -102,7 +108,9 @@ def override(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
 
 def _item(items: list[Any], index: str, word: str) -> Any:
     if not index.isdigit() or int(index) >= len(items):
-        raise ConfigError(f"'{word}': '{index}' is no item of a list of {len(items)}, expected 0 to {len(items) - 1}")
+        raise ConfigError(
+            f"'{word}': '{index}' is no item of a list of {len(items)}, expected 0 to {len(items) - 1}"
+        )
     return items[int(index)]
 
 
@@ -147,7 +155,12 @@ def _known_keys(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         if part.isdigit():
             continue
-        inner = [m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)]
+        inner = [
+            m
+            for model in models
+            if part in model.model_fields
+            for m in _models(model.model_fields[part].annotation)
+        ]
         models = inner or models
     return sorted({name for model in models for name in model.model_fields})
 

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SELF_LOGIT = -10.0  # what CUT's code puts, before the division by tau, where a patch would be its own negative
+SELF_LOGIT = (
+    -10.0
+)  # what CUT's code puts, before the division by tau, where a patch would be its own negative
 
 
 def patch_nce(query: Tensor, key: Tensor, temperature: float = 0.07) -> Tensor:
@@ -27,7 +29,11 @@ def patch_nce(query: Tensor, key: Tensor, temperature: float = 0.07) -> Tensor:
     negative = query @ key.transpose(1, 2)
     own = torch.eye(query.shape[1], dtype=torch.bool, device=query.device)
     logits = torch.cat([positive, negative.masked_fill(own, SELF_LOGIT)], -1) / temperature
-    return F.cross_entropy(logits.flatten(0, 1), torch.zeros(logits.shape[:2].numel(), dtype=torch.int64, device=query.device), reduction="none").view(query.shape[:2])
+    return F.cross_entropy(
+        logits.flatten(0, 1),
+        torch.zeros(logits.shape[:2].numel(), dtype=torch.int64, device=query.device),
+        reduction="none",
+    ).view(query.shape[:2])
 
 
 def unit_features(features: Tensor, positions: Tensor) -> Tensor:
@@ -36,7 +42,9 @@ def unit_features(features: Tensor, positions: Tensor) -> Tensor:
     return picked / (picked.norm(dim=-1, keepdim=True) + 1e-7)
 
 
-def layered_patch_nce(queries: Sequence[Tensor], keys: Sequence[Tensor], positions: Sequence[Tensor], temperature: float = 0.07) -> Tensor:
+def layered_patch_nce(
+    queries: Sequence[Tensor], keys: Sequence[Tensor], positions: Sequence[Tensor], temperature: float = 0.07
+) -> Tensor:
     """Mean over positions, sum over layers, of one image's features (Section 2.3's sum over i); a scalar."""
     losses = [
         patch_nce(unit_features(q, p), unit_features(k, p), temperature).mean()
@@ -47,5 +55,8 @@ def layered_patch_nce(queries: Sequence[Tensor], keys: Sequence[Tensor], positio
 
 def layered_squares(queries: Sequence[Tensor], keys: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
     """Table 1's "l2 optimization": the mean squared difference of the same features, summed over layers; a scalar."""
-    losses = [F.mse_loss(unit_features(q, p), unit_features(k, p).detach()) for q, k, p in zip(queries, keys, positions, strict=True)]
+    losses = [
+        F.mse_loss(unit_features(q, p), unit_features(k, p).detach())
+        for q, k, p in zip(queries, keys, positions, strict=True)
+    ]
     return torch.stack(losses).sum()

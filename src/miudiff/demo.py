@@ -30,7 +30,13 @@ def run_demo(out: Path, preset: str, seed: int, device: str, say: Callable[[str]
     fake = stainer.translate(he, seed=seed, name="demo")
     say(watch.summary())
 
-    images = {"he": he, "virtual_ihc": fake, "real_ihc": real, "dab_virtual": dab_picture(fake), "dab_real": dab_picture(real)}
+    images = {
+        "he": he,
+        "virtual_ihc": fake,
+        "real_ihc": real,
+        "dab_virtual": dab_picture(fake),
+        "dab_real": dab_picture(real),
+    }
     for name, image in images.items():
         write_image(out / f"{name}.png", image)
     write_image(out / "trajectory.png", watch.strip())
@@ -77,19 +83,30 @@ def _with_progress(watch: Trajectory, steps: int, say: Callable[[str], None]) ->
     return step
 
 
-def _page(path: Path, images: dict[str, Pixels], scores: dict[str, float], preset: str, seed: int, seconds: float) -> None:
+def _page(
+    path: Path, images: dict[str, Pixels], scores: dict[str, float], preset: str, seed: int, seconds: float
+) -> None:
     figures = [
         Figure("H&E", "The source: the H&E twin of tissue that no network saw in training.", images["he"]),
         Figure("Virtual IHC", f"Preset {preset}, seed {seed}, in {seconds:.0f} s.", images["virtual_ihc"]),
-        Figure("Real IHC", "The same tissue, as it was stained (FHL2 in DAB, hematoxylin).", images["real_ihc"]),
+        Figure(
+            "Real IHC", "The same tissue, as it was stained (FHL2 in DAB, hematoxylin).", images["real_ihc"]
+        ),
         Figure("DAB, virtual", "Density by colour deconvolution; darker is more.", images["dab_virtual"]),
         Figure("DAB, real", "The same of the real IHC.", images["dab_real"]),
         Figure("From y_S to y_0", "The reverse process, left to right.", images["trajectory"]),
     ]
     rows = [[name, f"{value:.4g}"] for name, value in scores.items()]
-    table = Table("Against the true twin", ["measure", "value"], rows, "PSNR in dB and Hist (256 bins of R, G and B) against the real IHC; VIF against the H&E; IOD after ImageJ's recipe, of this image alone.")
+    table = Table(
+        "Against the true twin",
+        ["measure", "value"],
+        rows,
+        "PSNR in dB and Hist (256 bins of R, G and B) against the real IHC; VIF against the H&E; IOD after ImageJ's recipe, of this image alone.",
+    )
     notes = [
         "The twin's H&E was rendered from the real IHC image of scikit-image (colon), so pair and alignment are exact; it is no laboratory H&E.",
         "One small region and one seed: an example, not an evaluation. `miudiff reproduce table1 --data twin` measures.",
     ]
-    write_report(path, "miudiff demo", "H&E to virtual IHC with the weights that ship.", figures, [table], notes)
+    write_report(
+        path, "miudiff demo", "H&E to virtual IHC with the weights that ship.", figures, [table], notes
+    )

@@ -31,8 +31,15 @@ class Placement:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{torch.get_num_threads()} threads"
+        )
         return f"{self.device} ({name}), {self.precision} ({self.why})"
+
+
+CPU_FP32 = Placement(torch.device("cpu"), "fp32", "as asked")
 
 
 def place(device: str = "auto", precision: Precision = "auto") -> Placement:
@@ -49,7 +56,9 @@ def place(device: str = "auto", precision: Precision = "auto") -> Placement:
         return Placement(chosen, precision, "as asked")
     if chosen.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Placement(chosen, "bf16" if fast else "fp32", "the card has bf16" if fast else "the card has no bf16")
+        return Placement(
+            chosen, "bf16" if fast else "fp32", "the card has bf16" if fast else "the card has no bf16"
+        )
     if chosen.type == "cpu" and has_amx():
         return Placement(chosen, "bf16", "the processor has AMX")
     return Placement(chosen, "fp32", "no fast bf16 here")
@@ -64,8 +73,12 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise DeviceError(f"device '{device}': unknown, expected auto, cpu, cuda, cuda:N or mps") from error
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        raise DeviceError(f"device '{device}': {torch.cuda.device_count()} CUDA devices are visible; use --device cpu to run without")
+    if chosen.type == "cuda" and (
+        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
+    ):
+        raise DeviceError(
+            f"device '{device}': {torch.cuda.device_count()} CUDA devices are visible; use --device cpu to run without"
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps': not available on this machine; use --device cpu to run without")
     if chosen.type not in ("cpu", "cuda", "mps"):

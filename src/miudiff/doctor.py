@@ -19,7 +19,9 @@ class Line(NamedTuple):
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{'ok  ' if self.ok else 'FIX '} {self.subject}: {self.found}" + ("" if self.ok else f"; {self.fix}")
+        return f"{'ok  ' if self.ok else 'FIX '} {self.subject}: {self.found}" + (
+            "" if self.ok else f"; {self.fix}"
+        )
 
 
 def examine() -> Iterator[Line]:
@@ -28,12 +30,22 @@ def examine() -> Iterator[Line]:
         try:
             yield check()
         except Exception as error:  # a doctor must outlive what ails the patient
-            yield Line(False, check.__name__.strip("_"), f"{type(error).__name__}: {error}", "reinstall with the README's command")
+            yield Line(
+                False,
+                check.__name__.strip("_"),
+                f"{type(error).__name__}: {error}",
+                "reinstall with the README's command",
+            )
 
 
 def _versions() -> Line:
     names = ("miudiff", "torch", "diffusers", "accelerate", "numpy", "scikit-image", "tifffile")
-    return Line(True, "versions", f"Python {platform.python_version()}, " + ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names))
+    return Line(
+        True,
+        "versions",
+        f"Python {platform.python_version()}, "
+        + ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
+    )
 
 
 def _torchvision() -> Line:
@@ -42,7 +54,12 @@ def _torchvision() -> Line:
     try:
         importlib.import_module("torchvision")
     except Exception as error:
-        return Line(False, "torchvision", f"present but broken ({type(error).__name__}), which breaks other packages", "pip uninstall torchvision")
+        return Line(
+            False,
+            "torchvision",
+            f"present but broken ({type(error).__name__}), which breaks other packages",
+            "pip uninstall torchvision",
+        )
     return Line(True, "torchvision", "present and importable, not used here")
 
 
@@ -52,7 +69,11 @@ def _device() -> Line:
     from miudiff.device import place
 
     placement = place()
-    return Line(True, "device", f"{placement.device}, {torch.get_num_threads()} threads, {torch.cuda.device_count()} CUDA devices")
+    return Line(
+        True,
+        "device",
+        f"{placement.device}, {torch.get_num_threads()} threads, {torch.cuda.device_count()} CUDA devices",
+    )
 
 
 def _precision() -> Line:
@@ -71,9 +92,13 @@ def _readers() -> Line:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tile.tif"
-        tifffile.imwrite(path, np.full((64, 64, 3), 200, np.uint8), tile=(32, 32), compression="jpeg", photometric="rgb")
+        tifffile.imwrite(
+            path, np.full((64, 64, 3), 200, np.uint8), tile=(32, 32), compression="jpeg", photometric="rgb"
+        )
         read_image(path)
-    return Line(True, "readers", f"Pillow, tifffile with JPEG tiles, OpenSlide {openslide.__library_version__}")
+    return Line(
+        True, "readers", f"Pillow, tifffile with JPEG tiles, OpenSlide {openslide.__library_version__}"
+    )
 
 
 def _weights() -> Line:
@@ -83,14 +108,23 @@ def _weights() -> Line:
 
     model = load_model(SHIPPED)
     with torch.no_grad():
-        finite = bool(torch.isfinite(model.for_marker(None).predict_noise(torch.zeros(1, 3, 64, 64), 10)).all())
+        finite = bool(
+            torch.isfinite(model.for_marker(None).predict_noise(torch.zeros(1, 3, 64, 64), 10)).all()
+        )
     size = sum(p.stat().st_size for p in model_folder(SHIPPED).rglob("*") if p.is_file()) / 1e6
-    return Line(finite, "weights", f"{SHIPPED}, {size:.1f} MB, markers {', '.join(model.card.markers)}", "reinstall the package")
+    return Line(
+        finite,
+        "weights",
+        f"{SHIPPED}, {size:.1f} MB, markers {', '.join(model.card.markers)}",
+        "reinstall the package",
+    )
 
 
 def _disk() -> Line:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return Line(free > 2, "disk", f"{free:.0f} GB free here", "free some space: a training run keeps two states")
+    return Line(
+        free > 2, "disk", f"{free:.0f} GB free here", "free some space: a training run keeps two states"
+    )
 
 
 def report(say: Callable[[str], None]) -> int:

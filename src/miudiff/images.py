@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,9 @@ def read_image(path: str | Path) -> Pixels:
     if not head:
         raise DataError(f"{path}: the file is empty, expected an image; copy it again")
     if path.suffix.lower() in SLIDE_SUFFIXES:
-        raise DataError(f"{path}: is a whole-slide format, expected a tile; export the region as PNG or TIFF first")
+        raise DataError(
+            f"{path}: is a whole-slide format, expected a tile; export the region as PNG or TIFF first"
+        )
     if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":  # Pillow drops the lower byte in silence
         raise _too_deep(path, 16)
     return _read_tiff(path) if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _read_pillow(path)
@@ -61,7 +64,9 @@ def _read_pillow(path: Path) -> Pixels:
             image.verify()  # the check sums of a PNG, which decoding passes over
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels, expected a tile of at most {MAX_PIXELS:,}; cut it first")
+                raise DataError(
+                    f"{path}: {image.width} x {image.height} pixels, expected a tile of at most {MAX_PIXELS:,}; cut it first"
+                )
             if (frames := getattr(image, "n_frames", 1)) > 1:
                 raise DataError(f"{path}: holds {frames} frames, expected one image")
             image.load()
@@ -70,7 +75,9 @@ def _read_pillow(path: Path) -> Pixels:
                 mode = "RGBA" if "transparency" in image.info else "RGB"
             return _colour(path, np.asarray(image if mode == image.mode else image.convert(mode)), mode)
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: is not an image (its content is no known format), expected PNG, JPEG or TIFF") from error
+        raise DataError(
+            f"{path}: is not an image (its content is no known format), expected PNG, JPEG or TIFF"
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too many pixels for a tile; cut it first") from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -84,7 +91,9 @@ def _read_tiff(path: Path) -> Pixels:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
             if series.size > 3 * MAX_PIXELS:
-                raise DataError(f"{path}: {series.shape} samples is a slide, expected a tile of at most {MAX_PIXELS:,} pixels; cut it first")
+                raise DataError(
+                    f"{path}: {series.shape} samples is a slide, expected a tile of at most {MAX_PIXELS:,} pixels; cut it first"
+                )
             page = series.pages[0]
             photometric = getattr(getattr(page, "photometric", None), "name", "?")
             # tifffile hands on palette indices and raw YCbCr as they are; Pillow resolves or refuses them.
@@ -118,7 +127,9 @@ def _colour(path: Path, array: NDArray[np.generic], mode: str) -> Pixels:
     if array.shape[-1] == 4 and mode in ("RGBA", "RGB", "P", "YCBCR"):
         if (array[..., 3] != 255).any():
             share = (array[..., 3] != 255).mean()
-            raise DataError(f"{path}: {share:.2%} of its pixels are transparent, which says nothing of the tissue there; flatten or cut it first")
+            raise DataError(
+                f"{path}: {share:.2%} of its pixels are transparent, which says nothing of the tissue there; flatten or cut it first"
+            )
         array = array[..., :3]
     if array.ndim != 3 or array.shape[-1] != 3 or mode in OTHER_COLOURS:
         raise DataError(f"{path}: {mode} with shape {array.shape}, expected RGB")
@@ -145,14 +156,18 @@ def read_scale(path: str | Path) -> float | None:
             if tiff.ome_metadata:
                 size = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', tiff.ome_metadata)
                 unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', tiff.ome_metadata)
-                factor = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3}.get(unit[1] if unit else "µm")
+                factor = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3}.get(
+                    unit[1] if unit else "µm"
+                )
                 if size and factor and float(size[1]) > 0:
                     return float(size[1]) * factor
             tags = tiff.pages[0].tags
             if "XResolution" in tags and "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3:
                 numerator, denominator = tags["XResolution"].value
                 scale = 1e4 * denominator / numerator if numerator else 0.0
-                return scale if 0.01 < scale < 20 else None  # coarser is a printing resolution, not an optical one
+                return (
+                    scale if 0.01 < scale < 20 else None
+                )  # coarser is a printing resolution, not an optical one
     except Exception:  # an unreadable header states no scale; reading the pixels will say what is wrong
         return None
     return None
@@ -165,7 +180,7 @@ def write_image(path: str | Path, pixels: Pixels) -> None:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    options = {".jpg": {"quality": 95, "subsampling": 0}, ".tif": {"compression": "tiff_deflate"}}
+    options: dict[str, dict[str, Any]] = {".jpg": {"quality": 95, "subsampling": 0}, ".tif": {"compression": "tiff_deflate"}}
     options |= {".jpeg": options[".jpg"], ".tiff": options[".tif"], ".webp": {"lossless": True}}
     buffer = io.BytesIO()
     kind = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
@@ -207,7 +222,11 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    found = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
     if not found:
         raise DataError(f"{folder}: no images in it, expected files ending in {', '.join(SUFFIXES)}")
     return found

@@ -20,7 +20,17 @@ from torch import Tensor
 CELL = 64
 
 # One stream for each use of randomness, so that adding a use never changes another's draws.
-STREAMS = {"start": 0, "step": 1, "condition": 2, "grid": 3, "patches": 4, "batch": 5, "time": 6, "augment": 7, "shuffle": 8}
+STREAMS = {
+    "start": 0,
+    "step": 1,
+    "condition": 2,
+    "grid": 3,
+    "patches": 4,
+    "batch": 5,
+    "time": 6,
+    "augment": 7,
+    "shuffle": 8,
+}
 
 
 class NoiseSource(Protocol):
@@ -58,7 +68,11 @@ class NoiseKey:
         rows = range(self.y // CELL, (self.y + height - 1) // CELL + 1)
         columns = range(self.x // CELL, (self.x + width - 1) // CELL + 1)
         field = np.concatenate(
-            [np.concatenate([self._cell(stream, step, channels, r, c) for c in columns], axis=2) for r in rows], axis=1
+            [
+                np.concatenate([self._cell(stream, step, channels, r, c) for c in columns], axis=2)
+                for r in rows
+            ],
+            axis=1,
         )
         top, left = self.y - rows[0] * CELL, self.x - columns[0] * CELL
         return torch.from_numpy(np.ascontiguousarray(field[:, top : top + height, left : left + width]))
@@ -76,7 +90,9 @@ class NoiseKey:
         return torch.from_numpy(self._generator(stream, step, self.y, self.x).random(count))
 
     def _cell(self, stream: str, step: int, channels: int, row: int, column: int) -> np.ndarray:
-        return self._generator(stream, step, row, column).standard_normal((channels, CELL, CELL), dtype=np.float32)
+        return self._generator(stream, step, row, column).standard_normal(
+            (channels, CELL, CELL), dtype=np.float32
+        )
 
     def _generator(self, stream: str, step: int, row: int, column: int) -> np.random.Generator:
         digest = hashlib.blake2b(f"{self.seed}\0{self.name}".encode(), digest_size=16).digest()

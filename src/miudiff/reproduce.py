@@ -33,21 +33,29 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 COLUMNS = ("PSNR", "VIF (source)", "VIF (real)", "Hist (RGB-256)", "IOD deviation, % of real")
 
 
-def reproduce_twin(table: str, base: str, seeds: int, out: Path, device: str, say: Callable[[str], None]) -> Path:
+def reproduce_twin(
+    table: str, base: str, seeds: int, out: Path, device: str, say: Callable[[str], None]
+) -> Path:
     """Measure `table`'s rows of the preset `base` over `seeds` seeds; returns the Markdown table's file.
 
     Raises:
         ConfigError: No such table or preset.
     """
     if table not in TABLES or base not in PRESETS:
-        raise ConfigError(f"'{table}', preset '{base}': expected one of {', '.join(TABLES)} and one of {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"'{table}', preset '{base}': expected one of {', '.join(TABLES)} and one of {', '.join(PRESETS)}"
+        )
     placement = place(device)
     model = load_model(placement=placement)
     sources, reals = held_out_tiles(model.card.mpp)
-    rows: list[tuple[str, tuple[str, ...]]] = [(base, ())] + [(name, ABLATIONS[name]) for name in TABLES[table]]
+    rows: list[tuple[str, tuple[str, ...]]] = [(base, ())] + [
+        (name, ABLATIONS[name]) for name in TABLES[table]
+    ]
     results: dict[str, list[list[Pixels]]] = {}
     for name, changes in rows:
-        results[name] = [_tiles(model, base, name, changes, seed, sources, out, placement, say) for seed in range(seeds)]
+        results[name] = [
+            _tiles(model, base, name, changes, seed, sources, out, placement, say) for seed in range(seeds)
+        ]
     scores = {name: _scores(fakes, sources, reals) for name, fakes in results.items()}
     return _write(table, base, scores, results, sources, reals, seeds, out, say)
 
@@ -58,16 +66,33 @@ def held_out_tiles(mpp: float | None) -> tuple[list[Pixels], list[Pixels]]:
     for image in twin_region("test"):
         factor = SKIMAGE_MPP / mpp if mpp else 1.0
         scaled = resize(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
-        places = [(y, x) for y in range(0, scaled.shape[0] - TILE + 1, TILE) for x in range(0, scaled.shape[1] - TILE + 1, TILE)]
+        places = [
+            (y, x)
+            for y in range(0, scaled.shape[0] - TILE + 1, TILE)
+            for x in range(0, scaled.shape[1] - TILE + 1, TILE)
+        ]
         pair.append([scaled[y : y + TILE, x : x + TILE] for y, x in places])
     return pair[0], pair[1]
 
 
-def _tiles(model: Model, base: str, name: str, changes: Sequence[str], seed: int, sources: Sequence[Pixels], out: Path, placement: Placement, say: Callable[[str], None]) -> list[Pixels]:
+def _tiles(
+    model: Model,
+    base: str,
+    name: str,
+    changes: Sequence[str],
+    seed: int,
+    sources: Sequence[Pixels],
+    out: Path,
+    placement: Placement,
+    say: Callable[[str], None],
+) -> list[Pixels]:
     """One row's tiles for one seed, from the folder or made now."""
     config = preset(base, tuple(changes))
     folder = out / "tiles" / "".join(c if c.isalnum() else "_" for c in f"{base} {name}") / f"seed{seed}"
-    record, settings = folder / "settings.json", {"model": model.card.name, "config": config.model_dump(mode="json")}
+    record, settings = (
+        folder / "settings.json",
+        {"model": model.card.name, "config": config.model_dump(mode="json")},
+    )
     files = [folder / f"{i}.png" for i in range(len(sources))]
     if record.exists() and read_json(record) == settings and all(f.exists() for f in files):
         return [read_image(f) for f in files]
@@ -83,7 +108,9 @@ def _tiles(model: Model, base: str, name: str, changes: Sequence[str], seed: int
     return tiles
 
 
-def _scores(fakes: Sequence[Sequence[Pixels]], sources: Sequence[Pixels], reals: Sequence[Pixels]) -> list[list[float]]:
+def _scores(
+    fakes: Sequence[Sequence[Pixels]], sources: Sequence[Pixels], reals: Sequence[Pixels]
+) -> list[list[float]]:
     """For each seed the mean over tiles of each column."""
     rows = []
     for tiles in fakes:
@@ -101,9 +128,22 @@ def _scores(fakes: Sequence[Sequence[Pixels]], sources: Sequence[Pixels], reals:
     return rows
 
 
-def _write(table: str, base: str, scores: Mapping[str, list[list[float]]], results: Mapping[str, list[list[Pixels]]], sources: Sequence[Pixels], reals: Sequence[Pixels], seeds: int, out: Path, say: Callable[[str], None]) -> Path:
+def _write(
+    table: str,
+    base: str,
+    scores: Mapping[str, list[list[float]]],
+    results: Mapping[str, list[list[Pixels]]],
+    sources: Sequence[Pixels],
+    reals: Sequence[Pixels],
+    seeds: int,
+    out: Path,
+    say: Callable[[str], None],
+) -> Path:
     header = ["row", *COLUMNS]
-    body = [[name, *(_cell([row[i] for row in values]) for i in range(len(COLUMNS)))] for name, values in scores.items()]
+    body = [
+        [name, *(_cell([row[i] for row in values]) for i in range(len(COLUMNS)))]
+        for name, values in scores.items()
+    ]
     note = f"Twin set, held-out region, {len(sources)} tiles of {TILE} x {TILE} at the model's scale, {seeds} seeds; mean [95 % bootstrap interval over seeds]. Preset {base}."
     stem = f"{table}-{base}"
     path = out / f"{stem}.md"
@@ -115,7 +155,14 @@ def _write(table: str, base: str, scores: Mapping[str, list[list[float]]], resul
         ["H&E", "real IHC", *results],
     )
     write_image(out / f"{stem}.png", sheet)
-    write_report(out / f"{stem}.html", f"{table}, preset {base}", note, [Figure("First seed", "Every row from the same noise.", sheet)], [Table(table, header, body, note)], [])
+    write_report(
+        out / f"{stem}.html",
+        f"{table}, preset {base}",
+        note,
+        [Figure("First seed", "Every row from the same noise.", sheet)],
+        [Table(table, header, body, note)],
+        [],
+    )
     say(f"{markdown_table(header, body)}\n\n{path}")
     return path
 

@@ -37,8 +37,12 @@ class RunConfig(Strict):
     task: Literal["score", "mi"] = Field(description="What is learned: the score model or the MI estimator.")
     out: Path = Field(description="The run's folder; the same command goes on in it.")
     data: DataConfig
-    held_out: DataConfig | None = Field(None, description="Images to measure the MI estimator on; never trained on.")
-    markers: tuple[str, ...] = Field((), description="Names of the markers of a model of several, in the order of its classes.")
+    held_out: DataConfig | None = Field(
+        None, description="Images to measure the MI estimator on; never trained on."
+    )
+    markers: tuple[str, ...] = Field(
+        (), description="Names of the markers of a model of several, in the order of its classes."
+    )
     score: ScoreConfig = ScoreConfig()
     mi: MIConfig = MIConfig()
     steps: int = Field(40_000, ge=1)
@@ -69,7 +73,9 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
     )
     main = accelerator.is_main_process
     if config.score.network.markers not in (None, len(config.markers)):
-        raise ConfigError(f"score.network.markers: found {config.score.network.markers}, expected {len(config.markers)}, the number of 'markers'")
+        raise ConfigError(
+            f"score.network.markers: found {config.score.network.markers}, expected {len(config.markers)}, the number of 'markers'"
+        )
     images = find_images(config.data, config.markers)
     if main:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +111,9 @@ def _same_run(config: RunConfig) -> None:
     now = config.model_dump(exclude=set(_FREE))
     changed = [key for key in now if now[key] != before[key]]
     if changed:
-        raise ConfigError(f"{path}: this folder holds a run with another '{changed[0]}'; give another out=, or the configuration it began with")
+        raise ConfigError(
+            f"{path}: this folder holds a run with another '{changed[0]}'; give another out=, or the configuration it began with"
+        )
 
 
 def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]) -> None:
@@ -116,6 +124,9 @@ def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]
     tiles = Tiles(find_images(config.held_out, config.markers), config.held_out, config.seed + 1)
     y0 = torch.stack([tiles[i]["ihc"] for i in range(16)])  # type: ignore[misc]
     curve = held_out_curve(estimator, config.mi, y0, (1, 10, 50, 100, 200, 299))
-    write_json(config.out / "held_out.json", {str(t): {"clean_structure": a, "noised_structure": b} for t, (a, b) in curve.items()})
+    write_json(
+        config.out / "held_out.json",
+        {str(t): {"clean_structure": a, "noised_structure": b} for t, (a, b) in curve.items()},
+    )
     for t, (clean, noised) in curve.items():
         say(f"held-out bound at t = {t}: {clean:.3f} nats with clean structure, {noised:.3f} with noised")

@@ -1,7 +1,7 @@
 """From H&E pixels to IHC pixels: load a model, give it an image of any size and scale, get one of the same size back.
 
-    stainer = VirtualStainer.load()
-    stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
+stainer = VirtualStainer.load()
+stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
 """
 
 from __future__ import annotations
@@ -72,12 +72,16 @@ class VirtualStainer:
         return cls(load_model(model, placement), config, placement, marker)
 
     @overload
-    def translate(self, image: Image.Image, mpp: float | None = None, seed: int = 0, name: str = "") -> Image.Image: ...
+    def translate(
+        self, image: Image.Image, mpp: float | None = None, seed: int = 0, name: str = ""
+    ) -> Image.Image: ...
 
     @overload
     def translate(self, image: Pixels, mpp: float | None = None, seed: int = 0, name: str = "") -> Pixels: ...
 
-    def translate(self, image: Image.Image | Pixels, mpp: float | None = None, seed: int = 0, name: str = "") -> Image.Image | Pixels:
+    def translate(
+        self, image: Image.Image | Pixels, mpp: float | None = None, seed: int = 0, name: str = ""
+    ) -> Image.Image | Pixels:
         """The virtual IHC image of an H&E image; the same type and size.
 
         Args:

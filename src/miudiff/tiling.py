@@ -50,11 +50,11 @@ def over_tiles(image: Pixels, function: TileFunction, tile: int, overlap: int, m
     height, width = image.shape[:2]
     padded = _mirror(image, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
     total = np.zeros(padded.shape, np.float32)
-    weight = np.zeros(padded.shape[:2] + (1,), np.float32)
-    for top, left in tile_grid(*padded.shape[:2], tile, overlap):
+    weight = np.zeros((*padded.shape[:2], 1), np.float32)
+    for top, left in tile_grid(padded.shape[0], padded.shape[1], tile, overlap):
         piece = padded[top : top + tile, left : left + tile]
         result = function(piece, top, left)
-        share = window(*piece.shape[:2], overlap)[..., None]
+        share = window(piece.shape[0], piece.shape[1], overlap)[..., None]
         total[top : top + tile, left : left + tile] += result * share
         weight[top : top + tile, left : left + tile] += share
     return np.round(total / weight).clip(0, 255).astype(np.uint8)[:height, :width]
@@ -62,4 +62,6 @@ def over_tiles(image: Pixels, function: TileFunction, tile: int, overlap: int, m
 
 def _mirror(image: Pixels, height: int, width: int) -> Pixels:
     """Mirrored at the lower and right border; an image smaller than the border it needs is mirrored again and again."""
-    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="symmetric")
+    return np.pad(
+        image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="symmetric"
+    )

@@ -21,11 +21,11 @@ class Trajectory:
         self.losses: dict[int, float] = {}
 
     def __call__(self, report: StepReport) -> None:
-        self.ratios[report.index] = float(report.ratio.mean())
+        self.ratios[report.time] = float(report.ratio.mean())
         if report.loss is not None:
-            self.losses[report.index] = report.loss
-        if report.index in self.frames:
-            self.images.append((report.index, to_uint8(report.y[:1])[0]))
+            self.losses[report.time] = report.loss
+        if report.time in self.frames:
+            self.images.append((report.time, to_uint8(report.y[:1])[0]))
 
     def strip(self) -> Pixels:
         """The kept images side by side, from noise to IHC, uint8 [H, W, 3]."""
@@ -38,4 +38,8 @@ class Trajectory:
         steps = sorted(self.ratios, reverse=True)
         picks = [steps[0], steps[len(steps) // 2], steps[-2] if len(steps) > 1 else steps[-1]]
         mean = float(torch.tensor(list(self.ratios.values())).mean())
-        return "shift / noise " + ", ".join(f"{self.ratios[i]:.2g} at t = {i}" for i in picks) + f"; mean {mean:.2g}"
+        return (
+            "shift / noise "
+            + ", ".join(f"{self.ratios[i]:.2g} at t = {i}" for i in picks)
+            + f"; mean {mean:.2g}"
+        )

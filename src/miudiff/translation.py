@@ -56,7 +56,9 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         pairs = [(source, target / source.name)]
     for path, result in pairs:
         if result.exists() and result.samefile(path):
-            raise DataError(f"{result}: is the source itself; give another target, so that the H&E image is kept")
+            raise DataError(
+                f"{result}: is the source itself; give another target, so that the H&E image is kept"
+            )
     return pairs
 
 
@@ -93,8 +95,10 @@ def translate_files(
         try:
             pixels = read_image(path)
             scale, told = _scale(path, mpp, stainer)
-            rows, columns = stainer.working_size(*pixels.shape[:2], scale)
-            say(f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale")
+            rows, columns = stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
+            say(
+                f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
+            )
             ihc = stainer.translate(pixels, scale, seed, path.name)
             _record(folder / RECORD, settings, result.name, {"source": str(path), "mpp": scale})
             write_image(result, ihc)
@@ -119,7 +123,12 @@ def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[floa
         return mpp, f"{mpp:g} um/px as given" + (f" (the file states {stated:g})" if differs else "")
     if stated is not None:
         return stated, f"{stated:g} um/px stated in the file"
-    return None, f"states no um/px: its pixels are used as they are, as if at the model's {model:g}; give --mpp if they are not" if model else "no scale"
+    return (
+        None,
+        f"states no um/px: its pixels are used as they are, as if at the model's {model:g}; give --mpp if they are not"
+        if model
+        else "no scale",
+    )
 
 
 def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str, Any]:
@@ -141,7 +150,9 @@ def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path]
     before = _read(path)
     changed = [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]
     if changed:
-        raise DataError(f"{path.parent}: holds results of another '{changed[0]}' ({path.name}); give another target, or --overwrite")
+        raise DataError(
+            f"{path.parent}: holds results of another '{changed[0]}' ({path.name}); give another target, or --overwrite"
+        )
 
 
 def _record(path: Path, settings: dict[str, Any], name: str, entry: dict[str, Any]) -> None:

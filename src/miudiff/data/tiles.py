@@ -28,11 +28,17 @@ from miudiff.noise import NoiseKey
 class SourceConfig(Strict):
     """Images of one kind: a folder and a pattern in it, or a region of the twin set (`twin:train`)."""
 
-    files: str = Field(description="Pattern below `data.root`, as in 'trainB/*.jpg', or 'twin:train' / 'twin:test'.")
+    files: str = Field(
+        description="Pattern below `data.root`, as in 'trainB/*.jpg', or 'twin:train' / 'twin:test'."
+    )
     marker: str | None = Field(None, description="The marker's name, for a model of several.")
-    mpp: float | None = Field(None, gt=0, description="Micrometres per pixel of the files, where they do not state it.")
+    mpp: float | None = Field(
+        None, gt=0, description="Micrometres per pixel of the files, where they do not state it."
+    )
     exclude: tuple[str, ...] = Field((), description="Patterns of file names to leave out.")
-    weight: float = Field(1.0, gt=0, description="How often a tile is drawn from here, relative to the other sources.")
+    weight: float = Field(
+        1.0, gt=0, description="How often a tile is drawn from here, relative to the other sources."
+    )
 
 
 class DataConfig(Strict):
@@ -41,9 +47,15 @@ class DataConfig(Strict):
     root: Path = Field(Path("."), description="The folder that the sources' patterns start from.")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     size: int = Field(256, ge=8, description="Side of a tile in pixels.")
-    mpp: float | None = Field(None, gt=0, description="Micrometres per pixel of a tile; needed unless `fit` is on.")
-    fit: bool = Field(False, description="Shrink each whole image to the tile, as the paper does, instead of cutting tiles.")
-    scale_jitter: float = Field(0.0, ge=0, lt=0.5, description="Tiles are drawn at a scale up to this fraction off.")
+    mpp: float | None = Field(
+        None, gt=0, description="Micrometres per pixel of a tile; needed unless `fit` is on."
+    )
+    fit: bool = Field(
+        False, description="Shrink each whole image to the tile, as the paper does, instead of cutting tiles."
+    )
+    scale_jitter: float = Field(
+        0.0, ge=0, lt=0.5, description="Tiles are drawn at a scale up to this fraction off."
+    )
     dihedral: bool = Field(True, description="Flip and turn tiles: histology has no up.")
 
 
@@ -66,16 +78,22 @@ def find_images(config: DataConfig, markers: Sequence[str]) -> list[TileImage]:
     found: list[TileImage] = []
     for source in config.sources:
         if markers and source.marker not in markers:
-            raise DataError(f"data.sources '{source.files}': marker {source.marker!r}, expected one of {', '.join(markers)}")
+            raise DataError(
+                f"data.sources '{source.files}': marker {source.marker!r}, expected one of {', '.join(markers)}"
+            )
         index = markers.index(source.marker) if markers and source.marker else 0
         paths = _source_files(config.root, source)
         for path in paths:
             mpp = source.mpp if source.mpp is not None else read_scale(path)
             if mpp is None and not config.fit:
-                raise DataError(f"{path}: states no micrometres per pixel; give data.sources 'mpp' for '{source.files}'")
+                raise DataError(
+                    f"{path}: states no micrometres per pixel; give data.sources 'mpp' for '{source.files}'"
+                )
             found.append(TileImage(path, mpp, index, source.weight / len(paths)))
     if config.mpp is None and not config.fit:
-        raise DataError("data.mpp: missing; state the micrometres per pixel of a tile, or shrink whole images with data.fit=true")
+        raise DataError(
+            "data.mpp: missing; state the micrometres per pixel of a tile, or shrink whole images with data.fit=true"
+        )
     return found
 
 
@@ -112,7 +130,9 @@ class Tiles(Dataset[dict[str, object]]):
 
     def __getitem__(self, index: int) -> dict[str, object]:
         which, top, left, scale, turn = NoiseKey(self.seed, "tiles").uniform("augment", index, 5)
-        image = self.images[min(int(np.searchsorted(self._cumulative, which, side="right")), len(self.images) - 1)]
+        image = self.images[
+            min(int(np.searchsorted(self._cumulative, which, side="right")), len(self.images) - 1)
+        ]
         jitter = (1 + self.config.scale_jitter) ** (2 * float(scale) - 1)
         tile = _cut(self._pixels(image), self.config.size, float(top), float(left), jitter)
         if self.config.dihedral:
@@ -129,12 +149,15 @@ def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Pixels:
     pixels = read_image(path)
     if config.fit:
         return resize(pixels, config.size, config.size)
-    assert mpp is not None and config.mpp is not None
+    assert mpp is not None
+    assert config.mpp is not None
     factor = mpp / config.mpp
     height, width = round(pixels.shape[0] * factor), round(pixels.shape[1] * factor)
     need = math.ceil(config.size * (1 + config.scale_jitter))
     if min(height, width) < need:
-        raise DataError(f"{path}: {width} x {height} pixels at {config.mpp:g} um/px, expected at least {need} on each side")
+        raise DataError(
+            f"{path}: {width} x {height} pixels at {config.mpp:g} um/px, expected at least {need} on each side"
+        )
     return resize(pixels, height, width)
 
 

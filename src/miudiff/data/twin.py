@@ -22,7 +22,14 @@ from skimage.filters import threshold_otsu
 
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, write_image
-from miudiff.stains import Floats, background_light, combine_stains, rgb_from_hdab, rgb_from_he, separate_stains
+from miudiff.stains import (
+    Floats,
+    background_light,
+    combine_stains,
+    rgb_from_hdab,
+    rgb_from_he,
+    separate_stains,
+)
 
 Where = Literal["nuclear", "cytoplasmic"]
 Region = Literal["train", "test"]
@@ -48,10 +55,12 @@ def render_twin(ihc: Pixels, where: Where, light: Floats | None = None) -> Pixel
     nuclei = chromatin**2 / (chromatin**2 + half**2)
     # Eosin follows all matter: cytoplasm strong, stroma weak, glass none; nuclei displace it.
     matter = 0.5 * (hematoxylin + dab) + 0.5 * ndimage.gaussian_filter(hematoxylin + dab, 1.5)
-    tissue = ndimage.gaussian_filter(1 - np.exp(-((hematoxylin + dab) / 0.05) ** 2), 2.0)
+    tissue = ndimage.gaussian_filter(1 - np.exp(-(((hematoxylin + dab) / 0.05) ** 2)), 2.0)
     cytoplasm = 1 - np.exp(-2.0 * matter)
     eosin = tissue * (0.12 + 0.33 * cytoplasm) * (1 - 0.7 * nuclei)
-    return combine_stains(np.stack([0.85 * nuclei, eosin], axis=-1), rgb_from_he, light=np.array([246.0, 243.0, 245.0]))
+    return combine_stains(
+        np.stack([0.85 * nuclei, eosin], axis=-1), rgb_from_he, light=np.array([246.0, 243.0, 245.0])
+    )
 
 
 def _typical_nucleus(hematoxylin: Floats, dab: Floats) -> float:
@@ -87,7 +96,9 @@ def twin_region(region: Region) -> tuple[Pixels, Pixels]:
 
 def twin_region_file(region: str, which: Literal["HE", "IHC"]) -> Path:
     """The region as a file, for code that takes files; made once in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miudiff" / "twin" / region / which
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miudiff" / "twin" / region / which
+    )
     path = cache / "skimage_immunohistochemistry.png"
     he, ihc = twin_region(region)  # type: ignore[arg-type]
     write_image(path, he if which == "HE" else ihc)

@@ -14,16 +14,26 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DModel
 from pydantic import Field
 from torch import Tensor
 
 from miudiff.checkpoints import Part, save_weights
 from miudiff.config import Strict
+from miudiff.diffusion.adm import load_adm
 from miudiff.diffusion.sampling import denoised, log_variance, posterior
-from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
+from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet, load_unet
 from miudiff.diffusion.sde import VPSDE, at
+from miudiff.errors import CheckpointError
 from miudiff.training.average import Average
-from miudiff.training.learner import OptimizerConfig, adamw, descend, learning_rate, sample_noise, sample_times
+from miudiff.training.learner import (
+    OptimizerConfig,
+    adamw,
+    descend,
+    learning_rate,
+    sample_noise,
+    sample_times,
+)
 
 
 class ScoreConfig(Strict):
@@ -31,6 +41,9 @@ class ScoreConfig(Strict):
 
     network: NetworkConfig = NetworkConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    init: Path | None = Field(
+        None, description="Weights to begin with: a model's `unet` folder, or an official ADM file (.pt)."
+    )
     ema: float = Field(0.9999, ge=0, lt=1, description="Decay of the weights' moving average.")
 
 
@@ -40,9 +53,14 @@ class ScoreLearner:
     def __init__(self, config: ScoreConfig, accelerator: Accelerator, seed: int, steps: int) -> None:
         self.config, self.accelerator, self.seed, self.steps = config, accelerator, seed, steps
         torch.manual_seed(seed)  # the initial weights
-        self.model = ScoreModel(build_unet(config.network)).to(accelerator.device)
+        unet = build_unet(config.network)
+        if config.init is not None:
+            begin_with(unet, config.init)
+        self.model = ScoreModel(unet).to(accelerator.device)
         self.average = Average(self.model.unet, config.ema)
-        self.network, self.optimizer = accelerator.prepare(self.model, adamw(self.model.parameters(), config.optimizer))
+        self.network, self.optimizer = accelerator.prepare(
+            self.model, adamw(self.model.parameters(), config.optimizer)
+        )
 
     def parts(self) -> Mapping[str, Part]:
         return {"model": self.model.unet, "optimizer": self.optimizer.optimizer, "average": self.average}
@@ -60,7 +78,14 @@ class ScoreLearner:
             vb = variational_bound(self.model.sde, y0, y, t, output[:, :3].detach(), output[:, 3:]).mean()
             loss, logs["vb"] = loss + vb, vb.detach()
         rate = learning_rate(self.config.optimizer, step, self.steps)
-        norm = descend(self.accelerator, loss, self.optimizer, self.network.parameters(), rate, self.config.optimizer.clip)
+        norm = descend(
+            self.accelerator,
+            loss,
+            self.optimizer,
+            self.network.parameters(),
+            rate,
+            self.config.optimizer.clip,
+        )
         self.average.update(self.model.unet)
         return {**logs, "gradient_norm": norm}
 
@@ -73,6 +98,20 @@ class ScoreLearner:
         save_weights(folder / "diffusion_pytorch_model.safetensors", tensors)
 
 
+def begin_with(unet: UNet2DModel, path: Path) -> None:
+    """Put the weights of another network of the same shape into `unet`.
+
+    Raises:
+        CheckpointError: Not there, or of another shape.
+    """
+    source = load_adm(path).unet if path.suffix == ".pt" else load_unet(path)
+    try:
+        unet.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path}: does not fit score.network ({reason})") from error
+
+
 def variational_bound(sde: VPSDE, y0: Tensor, y: Tensor, t: Tensor, eps: Tensor, fraction: Tensor) -> Tensor:
     """The bound's term at t in bits for each dimension, [B]: guided-diffusion's `vb`, which does not clip y0."""
     model = posterior(sde, y, t, denoised(sde, y, t, eps))
@@ -80,7 +119,13 @@ def variational_bound(sde: VPSDE, y0: Tensor, y: Tensor, t: Tensor, eps: Tensor,
     first = sde.posterior_variance[1]
     true_log_var = at(torch.cat([first[None], sde.posterior_variance[1:]]).log(), t, y)
     true_mean = posterior(sde, y, t, y0).mean
-    kl = 0.5 * (-1 + log_var - true_log_var + torch.exp(true_log_var - log_var) + (true_mean - model.mean) ** 2 * torch.exp(-log_var))
+    kl = 0.5 * (
+        -1
+        + log_var
+        - true_log_var
+        + torch.exp(true_log_var - log_var)
+        + (true_mean - model.mean) ** 2 * torch.exp(-log_var)
+    )
     likelihood = -_discretised_log_likelihood(y0, model.mean, 0.5 * log_var)
     term = torch.where((t == 0).view(-1, 1, 1, 1), likelihood, kl)
     return term.flatten(1).mean(1) / math.log(2)

@@ -35,7 +35,9 @@ def denoised(sde: VPSDE, y: Tensor, t: Times, eps: Tensor) -> Tensor:
     return (y - at(sde.spread, t, y) * eps) / at(sde.signal, t, y)
 
 
-def log_variance(sde: VPSDE, t: Times, like: Tensor, variance: Variance, fraction: Tensor | None = None) -> Tensor:
+def log_variance(
+    sde: VPSDE, t: Times, like: Tensor, variance: Variance, fraction: Tensor | None = None
+) -> Tensor:
     """log Sigma_t: the posterior's (`fixed_small`), beta's (`fixed_large`), or between them (`learned`).
 
     `fixed_large` is beta with its first entry replaced by the posterior's second, as is `fixed_small`'s logarithm under
@@ -57,7 +59,12 @@ def log_variance(sde: VPSDE, t: Times, like: Tensor, variance: Variance, fractio
 
 
 def ancestral(
-    sde: VPSDE, y: Tensor, t: Times, eps: Tensor, variance: Variance = "fixed_small", fraction: Tensor | None = None
+    sde: VPSDE,
+    y: Tensor,
+    t: Times,
+    eps: Tensor,
+    variance: Variance = "fixed_small",
+    fraction: Tensor | None = None,
 ) -> Transition:
     """The DDPM step without clipping: mean (y - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha), as SDEdit and EGSDE take it."""
     mean = (y - at(sde.betas / sde.spread[:-1], t, y) * eps) / at((1 - sde.betas).sqrt(), t, y)
@@ -65,7 +72,12 @@ def ancestral(
 
 
 def posterior(
-    sde: VPSDE, y: Tensor, t: Times, y0: Tensor, variance: Variance = "fixed_small", fraction: Tensor | None = None
+    sde: VPSDE,
+    y: Tensor,
+    t: Times,
+    y0: Tensor,
+    variance: Variance = "fixed_small",
+    fraction: Tensor | None = None,
 ) -> Transition:
     """The step from an estimate `y0` of the clean image, q(y_{t-1} | y_t, y_0); clip `y0` first for ILVR and ADM sampling."""
     before = sde.alpha_bar_before

@@ -30,12 +30,20 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(256, ge=8, description="Tile side that `attention` refers to; other sides work too.")
-    channels: tuple[int, ...] = Field((128, 128, 256, 256, 512, 512), description="Channels at each resolution.")
+    channels: tuple[int, ...] = Field(
+        (128, 128, 256, 256, 512, 512), description="Channels at each resolution."
+    )
     layers: int = Field(1, ge=1, description="Residual blocks at each resolution.")
-    attention: tuple[int, ...] = Field((32, 16, 8), description="Sides of the feature maps that get self-attention.")
+    attention: tuple[int, ...] = Field(
+        (32, 16, 8), description="Sides of the feature maps that get self-attention."
+    )
     head_channels: int | None = Field(64, description="Channels of an attention head.")
-    heads: int | None = Field(None, ge=1, description="Heads at every resolution, in place of `head_channels`.")
-    time_channels: int | None = Field(None, ge=2, description="Width of the time's sinusoids; None: `channels[0]`.")
+    heads: int | None = Field(
+        None, ge=1, description="Heads at every resolution, in place of `head_channels`."
+    )
+    time_channels: int | None = Field(
+        None, ge=2, description="Width of the time's sinusoids; None: `channels[0]`."
+    )
     groups: int = Field(32, ge=1, description="Groups of each GroupNorm.")
     scale_shift: bool = Field(True, description="Time enters as scale and shift of the norm.")
     residual_sampling: bool = Field(True, description="Up- and down-sampling inside residual blocks.")
@@ -73,7 +81,9 @@ def build_unet(config: NetworkConfig) -> UNet2DModel:
         time_embedding_dim=4 * config.time_channels if config.time_channels else None,
     )
     _extend(unet, config.heads, config.time_channels)
-    nn.init.zeros_(unet.conv_out.weight)  # the first guess is "no noise": the loss starts at 1, not at a random value
+    nn.init.zeros_(
+        unet.conv_out.weight
+    )  # the first guess is "no noise": the loss starts at 1, not at a random value
     nn.init.zeros_(unet.conv_out.bias)
     return unet.to(memory_format=torch.channels_last)
 
@@ -138,7 +148,9 @@ class ScoreModel(nn.Module):
         """The network's raw output [B, 3 or 6, H, W], float32, for indices `t` [B] of the full chain."""
         if marker is None and self.marker is not None:
             marker = torch.full((len(y),), self.marker, device=y.device)
-        return self.unet(y.contiguous(memory_format=torch.channels_last), t, class_labels=marker).sample.float()
+        return self.unet(
+            y.contiguous(memory_format=torch.channels_last), t, class_labels=marker
+        ).sample.float()
 
     def predict(self, y: Tensor, t: Times, sde: VPSDE | None = None) -> tuple[Tensor, Tensor | None]:
         """Noise and variance fraction (None where the variance is not learned), each [B, 3, H, W].

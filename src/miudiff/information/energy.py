@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from miudiff.config import Strict
+from miudiff.device import CPU_FP32, Placement
 from miudiff.information.entropy import EntropyKind, entropy
 from miudiff.information.estimator import Estimator, patches
 
@@ -39,8 +40,17 @@ class MIEnergy:
 
     estimator: Estimator
     config: EnergyConfig
+    placement: Placement = CPU_FP32
 
-    def __call__(self, y: Tensor, structure: Tensor, t: int, structure_t: int, stain_weight: float, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    def __call__(
+        self,
+        y: Tensor,
+        structure: Tensor,
+        t: int,
+        structure_t: int,
+        stain_weight: float,
+        offset: tuple[int, int] = (0, 0),
+    ) -> Tensor:
         """Energy of IHC images `y`.
 
         Args:
@@ -55,7 +65,9 @@ class MIEnergy:
         if shared_factor:
             levels = [torch.full((len(y),), level, device=y.device) for level in (t, structure_t)]
             measure = self.estimator.joint_only if self.config.joint_only else self.estimator.information
-            total = total + shared_factor * measure(structure, y, levels[0], levels[1], offset)
+            with self.placement.autocast():
+                shared = measure(structure, y, levels[0], levels[1], offset)
+            total = total + shared_factor * shared
         grid = patches(y, self.estimator.config.patch, offset)
         if entropy_factor:
             total = total + entropy_factor * entropy(grid, self.config.entropy)
@@ -69,7 +81,15 @@ class MIEnergy:
         entropy_weight = 0.0 if self.config.entropy == "none" else self.config.entropy_weight
         return -weight * entropy_weight, 2 * weight - 1
 
-    def gradient(self, y: Tensor, structure: Tensor, t: int, structure_t: int, stain_weight: float, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    def gradient(
+        self,
+        y: Tensor,
+        structure: Tensor,
+        t: int,
+        structure_t: int,
+        stain_weight: float,
+        offset: tuple[int, int] = (0, 0),
+    ) -> Tensor:
         """k = dM / dy, [B, 3, H, W]; each image's depends on that image alone."""
         if self.factors(stain_weight) == (0.0, 0.0):
             return torch.zeros_like(y)

@@ -30,11 +30,22 @@ class EstimatorConfig(Strict):
     critic: Literal["separable", "joint", "mlp"] = "separable"
     channels: tuple[int, ...] = Field((32, 64, 96), min_length=1, description="Channels after each halving.")
     patch: int = Field(32, ge=8, description="Side of a patch in pixels.")
-    bound: float | None = Field(10.0, gt=0, description="The statistic is bound * tanh(T / bound); None leaves it unbounded.")
-    shuffles: int = Field(4, ge=1, description="Marginal pairs for each joint pair, where the critic is not separable.")
-    gradient: Literal["luma", "rgb"] = Field("luma", description="Gradient map of luma (1 channel) or of each colour (SPSR's 3).")
-    padding: Literal["reflect", "constant"] = Field("reflect", description="Border of the gradient map; SPSR's code pads zeros.")
-    normalise: bool = Field(True, description="Divide a gradient map by its 99th percentile: source and target differ in contrast.")
+    bound: float | None = Field(
+        10.0, gt=0, description="The statistic is bound * tanh(T / bound); None leaves it unbounded."
+    )
+    shuffles: int = Field(
+        4, ge=1, description="Marginal pairs for each joint pair, where the critic is not separable."
+    )
+    gradient: Literal["luma", "rgb"] = Field(
+        "luma", description="Gradient map of luma (1 channel) or of each colour (SPSR's 3)."
+    )
+    padding: Literal["reflect", "constant"] = Field(
+        "reflect", description="Border of the gradient map; SPSR's code pads zeros."
+    )
+    normalise: bool = Field(
+        True,
+        description="Divide a gradient map by its 99th percentile: source and target differ in contrast.",
+    )
 
 
 class Estimator(nn.Module):
@@ -69,7 +80,9 @@ class Estimator(nn.Module):
             gradient = gradient / top.clamp(min=1e-3).view(-1, 1, 1, 1)
         return gradient
 
-    def statistics(self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
+    def statistics(
+        self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, Tensor]:
         """T on joint pairs [B, L] and on marginal pairs [B, M].
 
         Args:
@@ -89,26 +102,37 @@ class Estimator(nn.Module):
             raise ValueError(f"an image of {tuple(y.shape[2:])} has {count} patches of {size}, needs 2")
         if self.config.critic == "separable":
             eg, eh = self.structure(g.flatten(0, 1)).flatten(1), self.image(h.flatten(0, 1)).flatten(1)
-            eg = F.normalize(eg.float().view(batch, count, -1), dim=-1)
-            eh = F.normalize(eh.float().view(batch, count, -1), dim=-1)
-            scores = self._bounded(self.sharpness.exp() * eg @ eh.transpose(1, 2))
+            # The cosines are taken in full precision: bf16 would round them to two digits.
+            with torch.autocast(y.device.type, enabled=False):
+                scores = self._cosines(eg.view(batch, count, -1), eh.view(batch, count, -1))
             off = ~torch.eye(count, dtype=torch.bool, device=y.device)
             return scores.diagonal(dim1=1, dim2=2), scores[:, off].view(batch, -1)
         # Cyclic shifts: no patch meets itself, and the same shifts always, so the bound is deterministic.
-        shifts = [0] + [1 + (count - 1) * k // self.config.shuffles for k in range(min(self.config.shuffles, count - 1))]
+        shifts = [0] + [
+            1 + (count - 1) * k // self.config.shuffles for k in range(min(self.config.shuffles, count - 1))
+        ]
         pairs = torch.stack([torch.cat([g, h.roll(-k, 1)], 2) for k in shifts], 1)
         scores = self._bounded(self.pair(pairs.flatten(0, 2)).view(batch, len(shifts), count))
         return scores[:, 0], scores[:, 1:].flatten(1)
 
     forward = statistics
 
-    def information(self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    def information(
+        self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)
+    ) -> Tensor:
         """The bound for each image in nats, [B]."""
         return donsker_varadhan(*self.statistics(structure, y, t, structure_t, offset))
 
-    def joint_only(self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    def joint_only(
+        self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)
+    ) -> Tensor:
         """The bound's first term alone, [B]: nothing pushes unlike pairs apart."""
         return self.statistics(structure, y, t, structure_t, offset)[0].mean(-1)
+
+    def _cosines(self, structure: Tensor, image: Tensor) -> Tensor:
+        """T of every pair of patches, [B, L, L], from embeddings [B, L, C]."""
+        cosine = F.normalize(structure.float(), dim=-1) @ F.normalize(image.float(), dim=-1).transpose(1, 2)
+        return self._bounded(self.sharpness.exp() * cosine)
 
     def _level(self, t: Tensor, like: Tensor) -> Tensor:
         """The noise's standard deviation at t as a map [B, 1, H, W]."""
@@ -124,11 +148,17 @@ def _embedding(channels: int, config: EstimatorConfig) -> nn.Sequential:
     """Strided convolutions without normalisation: a norm over the batch would leak joint into marginal pairs."""
     layers: list[nn.Module] = []
     for width in config.channels:
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 4, stride=2, padding=1), nn.SiLU()]
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 4, stride=2, padding=1),
+            nn.SiLU(),
+        ]
         channels = width
     layers.append(nn.Conv2d(channels, channels, 1))
-    for layer in layers:  # keeps the scale through SiLU; with torch's default a deep critic begins flat and stays so
-        if isinstance(layer, nn.Conv2d):
+    # Keeps the scale through SiLU; with torch's default initial weights the critic begins flat and stays so for long.
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
@@ -138,7 +168,8 @@ def patches(images: Tensor, size: int, offset: tuple[int, int] = (0, 0)) -> Tens
     """Non-overlapping squares [B, L, C, size, size] in reading order; what does not fill a square at the border is left out."""
     images = images[:, :, offset[0] :, offset[1] :]
     rows, columns = images.shape[2] // size, images.shape[3] // size
-    grid = images[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
+    whole = images[:, :, : rows * size, : columns * size]
+    grid = whole.reshape(*whole.shape[:2], rows, size, columns, size)
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 

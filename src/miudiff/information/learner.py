@@ -23,7 +23,14 @@ from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.mine import MovingDenominator, donsker_varadhan
 from miudiff.noise import NoiseKey
 from miudiff.training.average import Average
-from miudiff.training.learner import OptimizerConfig, adamw, descend, learning_rate, sample_noise, sample_times
+from miudiff.training.learner import (
+    OptimizerConfig,
+    adamw,
+    descend,
+    learning_rate,
+    sample_noise,
+    sample_times,
+)
 
 
 class MIConfig(Strict):
@@ -31,10 +38,16 @@ class MIConfig(Strict):
 
     estimator: EstimatorConfig = EstimatorConfig()
     optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
-    noise: Literal["independent", "clean"] = Field("independent", description="'clean' is the paper's literal variant.")
+    noise: Literal["independent", "clean"] = Field(
+        "independent", description="'clean' is the paper's literal variant."
+    )
     max_time: int = Field(500, ge=1, le=1000, description="Noise levels 0 to this are trained on.")
-    low_noise: float = Field(0.5, ge=0, le=1, description="Share of samples with a level below a fifth of `max_time`.")
-    rate: float = Field(0.01, gt=0, le=1, description="Rate of the moving average in the gradient's denominator.")
+    low_noise: float = Field(
+        0.5, ge=0, le=1, description="Share of samples with a level below a fifth of `max_time`."
+    )
+    rate: float = Field(
+        0.01, gt=0, le=1, description="Rate of the moving average in the gradient's denominator."
+    )
     bins: int = Field(10, ge=1, description="Noise levels with moving averages of their own.")
     ema: float = Field(0.995, ge=0, lt=1)
 
@@ -48,7 +61,9 @@ class MILearner:
         self.estimator = Estimator(config.estimator).to(accelerator.device)
         self.average = Average(self.estimator, config.ema)
         self.denominator = MovingDenominator(config.rate, config.bins)
-        self.network, self.optimizer = accelerator.prepare(self.estimator, adamw(self.estimator.parameters(), config.optimizer))
+        self.network, self.optimizer = accelerator.prepare(
+            self.estimator, adamw(self.estimator.parameters(), config.optimizer)
+        )
 
     def parts(self) -> Mapping[str, Part]:
         return {
@@ -77,7 +92,9 @@ class MILearner:
 
     def _offset(self, step: int) -> tuple[int, int]:
         """A random grid each step, so that no edge of a patch is learned."""
-        rows, columns = NoiseKey(self.seed, "grid").integers("grid", step, 2, self.config.estimator.patch).tolist()
+        rows, columns = (
+            NoiseKey(self.seed, "grid").integers("grid", step, 2, self.config.estimator.patch).tolist()
+        )
         return rows, columns
 
     def _means(self, marginal: Tensor, which: Tensor) -> Tensor | None:
@@ -85,7 +102,9 @@ class MILearner:
             return None
         local = self.denominator.bin_means(marginal, which)
         count = torch.bincount(which, minlength=self.config.bins).double()
-        total = self.accelerator.reduce(torch.stack([local.nan_to_num() * count, count]).to(marginal.device), "sum").cpu()
+        total = self.accelerator.reduce(
+            torch.stack([local.nan_to_num() * count, count]).to(marginal.device), "sum"
+        ).cpu()
         return total[0] / total[1].where(total[1] > 0, torch.nan)
 
     def export(self, folder: Path) -> None:
@@ -93,7 +112,9 @@ class MILearner:
         save_estimator(folder, self.config.estimator, self.average.weights())
 
 
-def noised_pairs(estimator: Estimator, config: MIConfig, y0: Tensor, keys: Tensor, seed: int, t: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def noised_pairs(
+    estimator: Estimator, config: MIConfig, y0: Tensor, keys: Tensor, seed: int, t: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y_t, structure, t, structure_t) for clean images `y0`, at drawn levels or at `t` [B]."""
     sde: VPSDE = estimator.sde
     if config.noise == "clean":
@@ -111,14 +132,18 @@ def noised_pairs(estimator: Estimator, config: MIConfig, y0: Tensor, keys: Tenso
     return y, estimator.structure_map(source), t, structure_t
 
 
-def save_estimator(folder: Path, config: EstimatorConfig, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+def save_estimator(
+    folder: Path, config: EstimatorConfig, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> None:
     """Write `config.json` and `diffusion_pytorch_model.safetensors`."""
     write_json(folder / "config.json", config.model_dump(mode="json"))
     save_weights(folder / "diffusion_pytorch_model.safetensors", weights, dtype)
 
 
 @torch.no_grad()
-def held_out_curve(estimator: Estimator, config: MIConfig, y0: Tensor, times: tuple[int, ...], seed: int = 0, draws: int = 4) -> dict[int, tuple[float, float]]:
+def held_out_curve(
+    estimator: Estimator, config: MIConfig, y0: Tensor, times: tuple[int, ...], seed: int = 0, draws: int = 4
+) -> dict[int, tuple[float, float]]:
     """Mean bound in nats on images that were not trained on, at each time: (structure clean, structure at the same level)."""
     curve: dict[int, tuple[float, float]] = {}
     for t in times:
@@ -129,6 +154,8 @@ def held_out_curve(estimator: Estimator, config: MIConfig, y0: Tensor, times: tu
             y = estimator.sde.perturb(y0, level, sample_noise(keys, seed, "batch", y0))
             noisy = estimator.sde.perturb(y0, level, sample_noise(keys, seed, "condition", y0))
             for i, (source, at) in enumerate([(y0, torch.full_like(level, -1)), (noisy, level)]):
-                totals[i] += float(estimator.information(estimator.structure_map(source), y, level, at).mean()) / draws
+                totals[i] += (
+                    float(estimator.information(estimator.structure_map(source), y, level, at).mean()) / draws
+                )
         curve[t] = (totals[0], totals[1])
     return curve

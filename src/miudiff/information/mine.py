@@ -45,7 +45,9 @@ class MovingDenominator:
         self.rate = rate
         self.value = torch.zeros(bins, dtype=torch.float64)
 
-    def loss(self, joint: Tensor, marginal: Tensor, which: Tensor | None = None, means: Tensor | None = None) -> Tensor:
+    def loss(
+        self, joint: Tensor, marginal: Tensor, which: Tensor | None = None, means: Tensor | None = None
+    ) -> Tensor:
         """The scalar to descend.
 
         Args:

@@ -30,15 +30,30 @@ from miudiff.noise import NoiseSource, normal
 class GuidanceConfig(Strict):
     """How the energy moves the mean."""
 
-    scale: float = Field(1.0, ge=0, description="c. The paper's 1 moves the mean by about 1e-5 of a step's noise; see `calibrate`.")
-    normalise: Literal["none", "unit_rms"] = Field(
-        "none", description="'unit_rms' makes the shift `scale` times the step's noise, whatever the estimator's slope (an extension)."
+    scale: float = Field(
+        1.0,
+        ge=0,
+        description="c. The paper's 1 moves the mean by about 1e-5 of a step's noise; see `calibrate`.",
     )
-    weight: Literal["variance", "beta"] = Field("variance", description="The gradient's factor: Sigma (Eq. 3) or beta / sqrt(alpha) (EGSDE).")
-    energy_at: Literal["mean", "current"] = Field("mean", description="Where M is taken: mu at i - 1 (the paper), or y at i (EGSDE).")
-    source_noise: Literal["matched", "clean"] = Field("matched", description="The source is noised to the energy's level (the paper), or not at all.")
-    frozen_noise: bool = Field(False, description="Noise the source with the start's noise in every step, as EGSDE does.")
-    shift_grid: bool = Field(True, description="Begin the patch grid at a random place in each step, so that no border shows.")
+    normalise: Literal["none", "unit_rms"] = Field(
+        "none",
+        description="'unit_rms' makes the shift `scale` times the step's noise, whatever the estimator's slope (an extension).",
+    )
+    weight: Literal["variance", "beta"] = Field(
+        "variance", description="The gradient's factor: Sigma (Eq. 3) or beta / sqrt(alpha) (EGSDE)."
+    )
+    energy_at: Literal["mean", "current"] = Field(
+        "mean", description="Where M is taken: mu at i - 1 (the paper), or y at i (EGSDE)."
+    )
+    source_noise: Literal["matched", "clean"] = Field(
+        "matched", description="The source is noised to the energy's level (the paper), or not at all."
+    )
+    frozen_noise: bool = Field(
+        False, description="Noise the source with the start's noise in every step, as EGSDE does."
+    )
+    shift_grid: bool = Field(
+        True, description="Begin the patch grid at a random place in each step, so that no border shows."
+    )
     until: int = Field(0, ge=0, description="Guide down to this index of the full chain.")
 
 
@@ -54,7 +69,7 @@ class MIUDiffConfig(Strict):
 class StepReport(NamedTuple):
     """What one step did, for each image of the batch."""
 
-    index: int
+    time: int
     ratio: Tensor  # [B], the shift's root mean square over the step's noise
     loss: float | None  # the refinement's
     y: Tensor
@@ -80,7 +95,7 @@ class MIUDiff:
         self.config, self.placement, self.watch = config, placement, watch
         self.reverse = Reverse(score, config.reverse, placement)
         self.estimator = estimator
-        self.energy = MIEnergy(estimator, config.energy) if estimator is not None else None
+        self.energy = MIEnergy(estimator, config.energy, placement) if estimator is not None else None
 
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]; an image depends on itself and its key alone."""
@@ -89,7 +104,9 @@ class MIUDiff:
         for index in reversed(range(refined, len(self.reverse.sde))):
             y = self._step(y, source, index, keys, None)
         if refined:  # a copy of the weights for each image, one image after the other
-            y = torch.cat([self._refine(y[i : i + 1], source[i : i + 1], refined, keys[i]) for i in range(len(y))])
+            y = torch.cat(
+                [self._refine(y[i : i + 1], source[i : i + 1], refined, keys[i]) for i in range(len(y))]
+            )
         return y.clamp(-1, 1)
 
     def _refine(self, y: Tensor, source: Tensor, refined: int, key: NoiseSource) -> Tensor:
@@ -98,47 +115,82 @@ class MIUDiff:
             y = self._step(y, source, index, [key], refinement)
         return y
 
-    def _step(self, y: Tensor, source: Tensor, index: int, keys: Sequence[NoiseSource], refinement: Refinement | None) -> Tensor:
+    def _step(
+        self,
+        y: Tensor,
+        source: Tensor,
+        index: int,
+        keys: Sequence[NoiseSource],
+        refinement: Refinement | None,
+    ) -> Tensor:
         loss = refinement.step(y, index, source, keys[0]) if refinement else None
         transition = self.reverse.transition(y, index, refinement.score if refinement else None)
         shifted = self._guide(transition, y, source, index, keys)
         if self.watch:
-            ratio = (shifted.mean - transition.mean).flatten(1).square().mean(1).sqrt() / transition.std.flatten().mean()
+            ratio = (shifted.mean - transition.mean).flatten(1).square().mean(
+                1
+            ).sqrt() / transition.std.flatten().mean()
             self.watch(StepReport(index, ratio, loss, y))
         return self.reverse.step(shifted, index, keys)
 
-    def _guide(self, transition: Transition, y: Tensor, source: Tensor, index: int, keys: Sequence[NoiseSource]) -> Transition:
+    def _guide(
+        self, transition: Transition, y: Tensor, source: Tensor, index: int, keys: Sequence[NoiseSource]
+    ) -> Transition:
         guidance, sde = self.config.guidance, self.reverse.sde
         level = int(sde.network_time(index))
-        if not guidance.scale or self.energy is None or self.config.energy.guidance == "none" or level < guidance.until:
+        if (
+            not guidance.scale
+            or self.energy is None
+            or self.config.energy.guidance == "none"
+            or level < guidance.until
+        ):
             return transition
         # i - 1 of this chain, as an index of the full chain: a respaced step lands on the next index that is kept.
         at_mean = guidance.energy_at == "mean"
-        target = (index - 1 if at_mean else index)
+        target = index - 1 if at_mean else index
         target_level = int(sde.network_time(target)) if target >= 0 else -1
         point = transition.mean if at_mean else y
-        gradient = self._gradient(point, source, target, target_level, (level + 1) / self.config.reverse.start, index, keys)
+        gradient = self._gradient(
+            point, source, target, target_level, (level + 1) / self.config.reverse.start, index, keys
+        )
         if guidance.normalise == "unit_rms":
             rms = gradient.flatten(1).square().mean(1).sqrt().clamp(min=1e-12).view(-1, 1, 1, 1)
-            return Transition(transition.mean - guidance.scale * transition.std * gradient / rms, transition.std)
+            return Transition(
+                transition.mean - guidance.scale * transition.std * gradient / rms, transition.std
+            )
         if guidance.weight == "beta":
             weight = at(sde.betas / (1 - sde.betas).sqrt(), index, y)
             return Transition(transition.mean - guidance.scale * weight * gradient, transition.std)
         return transition.shift(guidance.scale * gradient)
 
-    def _gradient(self, point: Tensor, source: Tensor, target: int, level: int, stain_weight: float, index: int, keys: Sequence[NoiseSource]) -> Tensor:
+    def _gradient(
+        self,
+        point: Tensor,
+        source: Tensor,
+        target: int,
+        level: int,
+        stain_weight: float,
+        index: int,
+        keys: Sequence[NoiseSource],
+    ) -> Tensor:
         guidance = self.config.guidance
-        assert self.energy is not None and self.estimator is not None
+        assert self.energy is not None
+        assert self.estimator is not None
         he_t, he_level = source, -1
         if guidance.source_noise == "matched":
             stream, step = ("start", 0) if guidance.frozen_noise else ("condition", index)
-            he_t, he_level = self.reverse.sde.perturb(source, target, normal(keys, stream, step, source)), level
+            he_t, he_level = (
+                self.reverse.sde.perturb(source, target, normal(keys, stream, step, source)),
+                level,
+            )
         structure = self.estimator.structure_map(he_t)
         rows = []
         for i, key in enumerate(keys):  # each image has a grid of its own
             offset = self._offset(key, index, point)
             one = slice(i, i + 1)
-            rows.append(self.energy.gradient(point[one], structure[one], level, he_level, stain_weight, offset))
+            rows.append(
+                self.energy.gradient(point[one], structure[one], level, he_level, stain_weight, offset)
+            )
         return torch.cat(rows)
 
     def _offset(self, key: NoiseSource, index: int, like: Tensor) -> tuple[int, int]:
@@ -156,4 +208,6 @@ class MIUDiff:
         refinement = self.config.refinement
         if refinement.loss == "none":
             return 0
-        return sum(int(self.reverse.sde.network_time(i)) < refinement.start for i in range(len(self.reverse.sde)))
+        return sum(
+            int(self.reverse.sde.network_time(i)) < refinement.start for i in range(len(self.reverse.sde))
+        )

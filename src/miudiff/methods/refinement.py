@@ -30,21 +30,28 @@ class RefinementConfig(Strict):
     """How the score model adapts to the image."""
 
     loss: Literal["contrastive", "l2", "pixels", "none"] = Field(
-        "contrastive", description="Patch-contrastive, mean squares of the same features or of the pixels, or no refinement."
+        "contrastive",
+        description="Patch-contrastive, mean squares of the same features or of the pixels, or no refinement.",
     )
     start: int = Field(40, ge=0, description="t0': refinement acts below this index of the full chain.")
     lr: float = Field(1e-5, gt=0, description="AdamW's rate; the paper names none.")
     weights: Literal["all", "decoder", "norms"] = Field("all", description="Which weights of the copy learn.")
-    taps: tuple[int, ...] | None = Field(None, description="Encoder blocks; None spreads five, [0, 2, 5, 8, 11] on the paper's network.")
+    taps: tuple[int, ...] | None = Field(
+        None, description="Encoder blocks; None spreads five, [0, 2, 5, 8, 11] on the paper's network."
+    )
     positions: int = Field(256, ge=2, description="Patches for each layer; all where there are fewer.")
     temperature: float = Field(0.07, gt=0)
-    gray: bool = Field(True, description="Compare luma with luma, so that the stain's colour is no difference.")
+    gray: bool = Field(
+        True, description="Compare luma with luma, so that the stain's colour is no difference."
+    )
 
 
 class Refinement:
     """One image's copy of the score model and its optimizer."""
 
-    def __init__(self, frozen: ScoreModel, config: RefinementConfig, placement: Placement, sde: VPSDE) -> None:
+    def __init__(
+        self, frozen: ScoreModel, config: RefinementConfig, placement: Placement, sde: VPSDE
+    ) -> None:
         self.frozen, self.config, self.placement, self.sde = frozen, config, placement, sde
         self.score = copy.deepcopy(frozen).requires_grad_(False)
         parameters = list(_chosen(self.score, config.weights))
@@ -91,7 +98,11 @@ class Refinement:
 def _chosen(score: ScoreModel, which: str) -> list[nn.Parameter]:
     unet = score.unet
     if which == "decoder":
-        return [p for part in (unet.mid_block, unet.up_blocks, unet.conv_norm_out, unet.conv_out) for p in part.parameters()]
+        return [
+            p
+            for part in (unet.mid_block, unet.up_blocks, unet.conv_norm_out, unet.conv_out)
+            for p in part.parameters()
+        ]
     if which == "norms":
         return [p for m in unet.modules() if isinstance(m, nn.GroupNorm) for p in m.parameters()]
     return list(unet.parameters())

@@ -1,6 +1,6 @@
 """SDEdit (Meng et al. 2022): noise the source to index S - 1, denoise it with the target's score model. The floor of all others.
 
-    y_{S-1} ~ q(. | x),   y_{i-1} = mean(y_i) + 1[i > 0] sqrt(beta~_i) z,   i = S - 1 ... 0
+y_{S-1} ~ q(. | x),   y_{i-1} = mean(y_i) + 1[i > 0] sqrt(beta~_i) z,   i = S - 1 ... 0
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ from miudiff.noise import NoiseSource, normal
 class ReverseConfig(Strict):
     """The reverse process that the SDEdit family shares."""
 
-    start: int = Field(300, ge=2, description="S: the source is noised to index S - 1 of the full chain's 1000.")
-    steps: int | None = Field(None, ge=2, description="Steps from S to 0; None takes every index, as the paper.")
+    start: int = Field(
+        300, ge=2, description="S: the source is noised to index S - 1 of the full chain's 1000."
+    )
+    steps: int | None = Field(
+        None, ge=2, description="Steps from S to 0; None takes every index, as the paper."
+    )
     variance: Variance = Field("fixed_small", description="Sigma: the posterior's, beta, or learned.")
     solver: Literal["ancestral", "euler_maruyama"] = "ancestral"
     clip: bool = Field(False, description="Clip the estimate of the clean image to [-1, 1] in each step.")

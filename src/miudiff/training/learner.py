@@ -24,10 +24,14 @@ from miudiff.noise import NoiseKey
 class OptimizerConfig(Strict):
     """AdamW, as the paper takes it."""
 
-    lr: float = Field(1e-4, gt=0, description="Learning rate; ILVR's author found 1e-4 unstable at 256 x 256 and took 2e-5.")
+    lr: float = Field(
+        1e-4, gt=0, description="Learning rate; ILVR's author found 1e-4 unstable at 256 x 256 and took 2e-5."
+    )
     weight_decay: float = Field(1e-5, ge=0)
     warmup: int = Field(0, ge=0, description="Steps over which the rate rises from 0.")
-    decay_from: int | None = Field(None, ge=0, description="Step from which the rate falls along a cosine to a hundredth.")
+    decay_from: int | None = Field(
+        None, ge=0, description="Step from which the rate falls along a cosine to a hundredth."
+    )
     clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
 
 
@@ -61,7 +65,12 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def descend(
-    accelerator: Accelerator, loss: Tensor, optimizer: Any, parameters: Iterable[nn.Parameter], rate: float, clip: float
+    accelerator: Accelerator,
+    loss: Tensor,
+    optimizer: Any,
+    parameters: Iterable[nn.Parameter],
+    rate: float,
+    clip: float,
 ) -> Tensor:
     """Backward, clip, step; returns the gradient norm before clipping.
 

@@ -74,12 +74,17 @@ def train(
     """
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
-        raise ConfigError(f"batch_size: {config.batch_size} does not divide over {world} processes; make it a multiple")
+        raise ConfigError(
+            f"batch_size: {config.batch_size} does not divide over {world} processes; make it a multiple"
+        )
     states = find_states(folder)
     start = load_state(states[-1][1], learner.parts()) if states else 0
-    if accelerator.is_main_process and start:
-        _trim_log(folder / "metrics.jsonl", start)
-        say(f"goes on after step {start} ({states[-1][1].name})")
+    if accelerator.is_main_process:
+        for part in folder.glob(".*.part"):  # what a kill left half-written
+            part.unlink()
+        if start:
+            _trim_log(folder / "metrics.jsonl", start)
+            say(f"goes on after step {start} ({states[-1][1].name})")
     accelerator.wait_for_everyone()  # nobody writes a state before everybody has read the last
     sampler = _Share(start, config.steps, config.batch_size, rank, world)
     loader = DataLoader(
@@ -97,12 +102,17 @@ def train(
             try:
                 logs = learner.step(batch, step)
             except NonFiniteError as error:
-                raise NonFiniteError(f"step {step}: {error}; the batch's images: {', '.join(names)}; lower optimizer.lr or look at them") from error
+                raise NonFiniteError(
+                    f"step {step}: {error}; the batch's images: {', '.join(names)}; lower optimizer.lr or look at them"
+                ) from error
             step += 1
             if step % config.log_every == 0 or step == config.steps:
                 line = _mean_over_processes(accelerator, logs)
                 if accelerator.is_main_process:
-                    _append(folder / "metrics.jsonl", {"step": step, **line, "images_per_second": progress.rate(step)})
+                    _append(
+                        folder / "metrics.jsonl",
+                        {"step": step, **line, "images_per_second": progress.rate(step)},
+                    )
                     say(progress.line(step, line))
             stop = _any_process(accelerator, interrupt.asked)
             if step % config.save_every == 0 or step == config.steps or stop:
@@ -147,7 +157,9 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def _mean_over_processes(accelerator: Accelerator, logs: Mapping[str, Tensor]) -> dict[str, float]:
-    values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=accelerator.device).detach() for v in logs.values()])
+    values = torch.stack(
+        [torch.as_tensor(v, dtype=torch.float32, device=accelerator.device).detach() for v in logs.values()]
+    )
     means = accelerator.reduce(values, "mean").tolist()
     return dict(zip(logs, means, strict=True))
 
@@ -163,7 +175,13 @@ class _Progress:
     def line(self, step: int, logs: Mapping[str, float]) -> str:
         seconds = (self.stop - step) * (time.monotonic() - self.began) / max(1, step - self.start)
         values = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
-        left = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        left = (
+            f"{seconds / 3600:.1f} h"
+            if seconds > 5400
+            else f"{seconds / 60:.0f} min"
+            if seconds > 90
+            else f"{seconds:.0f} s"
+        )
         return f"step {step}/{self.stop}  {values}  {self.rate(step):.1f} images/s  {left} left"
 
 

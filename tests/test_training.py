@@ -1,0 +1,286 @@
+"""The loop's promises: resumed equals uninterrupted, a kill costs little, two processes are one, a NaN stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+
+from miudiff.checkpoints import find_states, load_state, load_tensors, save_state
+from miudiff.config import parse, read_yaml
+from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
+from miudiff.errors import CheckpointError, ConfigError, NonFiniteError
+from miudiff.images import write_image
+from miudiff.information.learner import MIConfig, MILearner
+from miudiff.runs import RunConfig, run
+from miudiff.training.average import Average
+from miudiff.training.learner import OptimizerConfig, learning_rate
+
+NETWORK = {"size": 32, "channels": [8, 16], "attention": [16], "head_channels": 8, "groups": 4}
+
+
+def write_run(folder: Path, task: str = "score", **changes) -> Path:
+    """A run of three small images; returns its YAML file."""
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        image = np.full((80, 80, 3), 230, np.uint8)
+        for _ in range(40):  # brown and blue squares
+            y, x = rng.integers(0, 72, 2)
+            image[y : y + 8, x : x + 8] = [(110, 60, 30), (90, 110, 170)][int(rng.integers(2))]
+        write_image(folder / "ihc" / f"field{i}.png", image)
+    values = {
+        "task": task,
+        "out": str(folder / "run"),
+        "data": {
+            "root": str(folder),
+            "size": 32,
+            "mpp": 1.0,
+            "scale_jitter": 0.1,
+            "sources": [{"files": "ihc", "mpp": 1.0}],
+        },
+        "score": {"network": NETWORK, "optimizer": {"lr": 1e-3, "warmup": 2}, "ema": 0.9},
+        "mi": {"estimator": {"channels": [8, 8], "patch": 8}, "optimizer": {"lr": 1e-3, "weight_decay": 0.0}},
+        "steps": 6,
+        "batch_size": 4,
+        "seed": 3,
+        "device": "cpu",
+        "precision": "fp32",
+        "log_every": 1,
+        "save_every": 2,
+    } | changes
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def load(path: Path, **changes) -> RunConfig:
+    return parse(RunConfig, read_yaml(path) | changes, "test")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = load_tensors(find_states(folder)[-1][1])["parts"]
+    return {
+        f"{part}.{name}": value
+        for part, content in state.items()
+        if part in ("model", "estimator")
+        for name, value in content.items()
+    }
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("task", ["score", "mi"])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task):
+    path = write_run(tmp_path, task)
+    run(load(path, out=tmp_path / "whole"), quiet)
+    run(load(path, out=tmp_path / "parts", steps=3), quiet)
+    run(load(path, out=tmp_path / "parts"), quiet)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(
+    ("learner", "config", "key"),
+    [
+        (ScoreLearner, ScoreConfig(network=NETWORK, optimizer=OptimizerConfig(lr=2e-3)), "mse"),
+        (
+            MILearner,
+            MIConfig(
+                estimator={"channels": [8, 8], "patch": 8}, optimizer=OptimizerConfig(lr=2e-3), max_time=50
+            ),
+            "bound",
+        ),
+    ],
+)
+def test_a_learner_learns_and_its_parts_round_trip(tmp_path, learner, config, key):
+    accelerator = Accelerator(cpu=True)
+    made = learner(config, accelerator, 0, 100)
+    ramp = torch.linspace(-1, 1, 32).view(1, 1, 1, 32).expand(4, 3, 32, 32).clone()
+    ramp[:, :, 8:16, 8:16] = -1
+    values = []
+    for step in range(40):
+        batch = {"ihc": ramp, "key": torch.arange(4) + 4 * step, "marker": torch.zeros(4, dtype=torch.int64)}
+        values.append(float(made.step(batch, step)[key]))
+    early, late = np.mean(values[:8]), np.mean(values[-8:])
+    assert (late < 0.9 * early) if key == "mse" else (late > early + 0.01)
+
+    path = save_state(tmp_path, 40, made.parts())
+    other = learner(config, accelerator, 9, 100)
+    assert load_state(path, other.parts()) == 40
+    for name, part in made.parts().items():
+        _assert_same(part.state_dict(), other.parts()[name].state_dict())
+
+
+def _assert_same(first, second):
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            _assert_same(first[key], second[key])
+    elif isinstance(first, list):
+        for a, b in zip(first, second, strict=True):
+            _assert_same(a, b)
+    else:
+        assert first == second
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, *words]
+
+
+def _environment() -> dict[str, str]:
+    source = str(Path(__file__).parent.parent / "src")
+    return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("task", ["score", "mi"])
+def test_two_processes_step_as_one_with_the_double_batch(tmp_path, task):
+    path = write_run(tmp_path, task, steps=3)
+    run(load(path, out=tmp_path / "one"), quiet)
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "miudiff",
+        "train",
+        str(path),
+        f"out={tmp_path / 'two'}",
+    ]
+    subprocess.run(_command(*launch), env=_environment(), check=True, timeout=240, capture_output=True)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    # AdamW's first steps are signs of gradients: where one is nearly 0 its rounding decides, so a few weights may differ
+    differences = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert float((differences > 1e-5).float().mean()) < 1e-3
+    assert float(differences.mean()) < 1e-6
+
+
+def test_a_kill_loses_at_most_the_steps_since_the_last_state(tmp_path):
+    path = write_run(tmp_path, steps=400)
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        _command("-m", "miudiff", "train", str(path), f"out={folder}"),
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(find_states(folder)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder / ".state-00000099.pt.1.part").write_bytes(b"half")
+    reached = find_states(folder)[-1][0]
+    logged = [
+        json.loads(line)["step"]
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+        if line.endswith("}")
+    ]
+    assert 2 <= reached <= 400
+    assert logged[-1] - reached <= 2
+    steps = reached + 2
+    run(load(path, out=folder, steps=steps), quiet)
+    run(load(path, out=tmp_path / "whole", steps=steps), quiet)
+    whole, killed = weights(tmp_path / "whole"), weights(folder)
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert not list(folder.glob(".*.part"))
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
+        range(1, steps + 1)
+    )
+
+
+def test_control_c_writes_a_state_and_exits_130(tmp_path):
+    path = write_run(tmp_path, steps=100_000, save_every=50_000)
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        _command("-m", "miudiff", "train", str(path)),
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "same command" in errors
+    assert len(find_states(folder)) == 1
+
+
+def test_a_nan_stops_with_the_step_and_the_batchs_names_and_leaves_the_weights(tmp_path, monkeypatch):
+    path = write_run(tmp_path)
+    run(load(path, steps=2), quiet)
+    before = weights(tmp_path / "run")
+    import miudiff.diffusion.learner as module
+
+    sound = module.sample_noise
+    monkeypatch.setattr(module, "sample_noise", lambda *a, **k: sound(*a, **k) * float("nan"))
+    with pytest.raises(NonFiniteError, match=r"step 2: loss nan.*field\d\.png"):
+        run(load(path), quiet)
+    assert all(torch.equal(before[name], value) for name, value in weights(tmp_path / "run").items())
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    path = write_run(tmp_path)
+    run(load(path, steps=2), quiet)
+    with pytest.raises(ConfigError, match="another 'seed'"):
+        run(load(path, seed=8), quiet)
+    run(load(path, steps=4), quiet)  # more steps are the same run
+
+
+def test_a_damaged_state_is_refused_in_one_line(tmp_path):
+    path = write_run(tmp_path)
+    run(load(path, steps=2), quiet)
+    state = find_states(tmp_path / "run")[-1][1]
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        run(load(path), quiet)
+
+
+def test_states_hold_no_code(tmp_path):
+    torch.save({"step": 1, "parts": {"model": os.system}}, tmp_path / "state-00000001.pt")
+    with pytest.raises(CheckpointError, match="plain tensors"):
+        load_tensors(tmp_path / "state-00000001.pt")
+
+
+def test_the_average_follows_its_formula():
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = Average(module, 0.5)
+    expected = float(module.weight)
+    for n in range(1, 12):
+        with torch.no_grad():
+            module.weight.fill_(n)
+        average.update(module)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    assert float(average.weights()["weight"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_learning_rate_rises_holds_and_falls():
+    config = OptimizerConfig(lr=1.0, warmup=10, decay_from=50)
+    assert [learning_rate(config, s, 100) for s in (0, 9, 30)] == [0.1, 1.0, 1.0]
+    assert learning_rate(config, 75, 100) == pytest.approx(0.505, abs=1e-3)
+    assert learning_rate(config, 99, 100) < 0.02
