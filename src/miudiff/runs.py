@@ -76,7 +76,7 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         raise ConfigError(
             f"score.network.markers: found {config.score.network.markers}, expected {len(config.markers)}, the number of 'markers'"
         )
-    images = find_images(config.data, config.markers)
+    images = find_images(config.data, config.markers, say if main else _silent)
     if main:
         config.out.mkdir(parents=True, exist_ok=True)
         _same_run(config)
@@ -95,6 +95,10 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
             _say_curve(learner, config, say)
     accelerator.wait_for_everyone()
     return weights
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _learner(config: RunConfig, accelerator: Accelerator) -> ScoreLearner | MILearner:

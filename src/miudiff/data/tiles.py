@@ -8,10 +8,11 @@ from the images resampled to the run's `mpp`. Where a dataset is used as the pap
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from miudiff.config import Strict
+from miudiff.data.layouts import open_dataset
+from miudiff.data.splits import Part, official_split, paper_split
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, read_scale, resize, to_tensor
 from miudiff.noise import NoiseKey
@@ -35,6 +38,11 @@ class SourceConfig(Strict):
     mpp: float | None = Field(
         None, gt=0, description="Micrometres per pixel of the files, where they do not state it."
     )
+    split: Literal["official", "paper"] | None = Field(
+        None, description="`files` is a published dataset (BCI, MIST, CUT): take a part of its official or of the paper's split."
+    )
+    part: Part = Field("train", description="Which part of the split.")
+    split_seed: int = Field(0, description="Seed of the paper's split.")
     exclude: tuple[str, ...] = Field((), description="Patterns of file names to leave out.")
     weight: float = Field(
         1.0, gt=0, description="How often a tile is drawn from here, relative to the other sources."
@@ -59,6 +67,17 @@ class DataConfig(Strict):
     dihedral: bool = Field(True, description="Flip and turn tiles: histology has no up.")
 
 
+def _split_files(root: Path, source: SourceConfig, warn: Callable[[str], None]) -> list[Path]:
+    dataset = open_dataset(root)
+    split = official_split(dataset) if source.split == "official" else paper_split(dataset, source.split_seed)
+    for warning in split.warnings:
+        warn(f"{root}: {warning}")
+    fields = [f for f in split.fields(source.part, "IHC") if source.marker is None or f.marker in (None, source.marker)]
+    if not fields:
+        raise DataError(f"{root}: the part '{source.part}' of its {source.split} split holds no IHC images")
+    return [field.path for field in fields]
+
+
 @dataclass(frozen=True)
 class TileImage:
     """An image to cut tiles from; `mpp` is None only where whole images are fitted and the source states no scale."""
@@ -69,8 +88,10 @@ class TileImage:
     weight: float
 
 
-def find_images(config: DataConfig, markers: Sequence[str]) -> list[TileImage]:
-    """The images of every source.
+def find_images(
+    config: DataConfig, markers: Sequence[str], warn: Callable[[str], None] = lambda line: None
+) -> list[TileImage]:
+    """The images of every source; what a reader of scores must know of a split goes to `warn`.
 
     Raises:
         DataError: A pattern that finds nothing, a marker that the model does not have, or a file with no stated scale.
@@ -82,7 +103,7 @@ def find_images(config: DataConfig, markers: Sequence[str]) -> list[TileImage]:
                 f"data.sources '{source.files}': marker {source.marker!r}, expected one of {', '.join(markers)}"
             )
         index = markers.index(source.marker) if markers and source.marker else 0
-        paths = _source_files(config.root, source)
+        paths = _source_files(config.root, source, warn)
         for path in paths:
             mpp = source.mpp if source.mpp is not None else read_scale(path)
             if mpp is None and not config.fit:
@@ -97,7 +118,9 @@ def find_images(config: DataConfig, markers: Sequence[str]) -> list[TileImage]:
     return found
 
 
-def _source_files(root: Path, source: SourceConfig) -> list[Path]:
+def _source_files(root: Path, source: SourceConfig, warn: Callable[[str], None]) -> list[Path]:
+    if source.split is not None:
+        return _split_files(root / source.files, source, warn)
     if source.files.startswith("twin:"):
         from miudiff.data.twin import twin_region_file
 
@@ -129,12 +152,12 @@ class Tiles(Dataset[dict[str, object]]):
         return 2**62  # items are drawn without end; the loop counts steps
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        which, top, left, scale, turn = NoiseKey(self.seed, "tiles").uniform("augment", index, 5)
+        which, top, left, scale, turn = NoiseKey(self.seed, "tiles").uniform("augment", index, 5).tolist()
         image = self.images[
             min(int(np.searchsorted(self._cumulative, which, side="right")), len(self.images) - 1)
         ]
-        jitter = (1 + self.config.scale_jitter) ** (2 * float(scale) - 1)
-        tile = _cut(self._pixels(image), self.config.size, float(top), float(left), jitter)
+        jitter = (1 + self.config.scale_jitter) ** (2 * scale - 1)
+        tile = _cut(self._pixels(image), self.config.size, top, left, jitter)
         if self.config.dihedral:
             tile = dihedral(tile, int(turn * 8))
         return {"ihc": to_tensor(tile)[0], "key": index, "marker": image.marker, "name": image.path.name}
