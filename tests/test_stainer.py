@@ -20,7 +20,7 @@ from miudiff.stainer import VirtualStainer
 from miudiff.tiling import over_tiles, places, tile_grid, window
 from tiny import CPU, NETWORK, tiny_estimator, tiny_model, tiny_score
 
-QUICK = ("reverse.start=6", "reverse.steps=3", "refinement.loss=none")
+QUICK = ("reverse.start=6", "reverse.steps=2", "refinement.loss=none")
 SIZES = [(1, 1), (3, 70), (31, 32), (32, 32), (33, 32), (57, 90), (101, 33)]
 
 
@@ -202,9 +202,14 @@ def test_an_image_that_is_too_small_at_the_models_scale_is_refused_with_both_siz
         stainer().translate(tissue(100, 100), mpp=0.5)
 
 
+def test_an_image_that_is_too_large_at_the_models_scale_is_refused_before_any_work():
+    with pytest.raises(DataError, match="14000 x 14000 at the model's scale, expected at most"):
+        stainer().translate(tissue(700, 700), mpp=20)
+
+
 @pytest.mark.parametrize("mpp", [0.0, -0.5, float("nan"), float("inf"), 250.0])
 def test_a_scale_that_no_microscope_has_is_refused_in_one_line(mpp):
-    with pytest.raises(DataError, match="um/px") as caught:
+    with pytest.raises(DataError, match="mpp .*: expected micrometres per pixel") as caught:
         stainer().translate(tissue(64, 64), mpp=mpp)
     one_line(caught)
 
@@ -362,7 +367,10 @@ DAMAGE = {
         f"unet/{WEIGHTS}: does not fit config.json",
     ),
     "estimator cut off": (lambda f: cut(f / "mi_estimator" / WEIGHTS), f"mi_estimator/{WEIGHTS}: damaged"),
-    "estimator gone": (lambda f: shutil.rmtree(f / "mi_estimator"), "mi_estimator/config.json: cannot be read"),
+    "estimator gone": (
+        lambda f: shutil.rmtree(f / "mi_estimator"),
+        "mi_estimator/config.json: cannot be read",
+    ),
     "estimator's key misspelt": (
         lambda f: change(f / "mi_estimator" / "config.json", critics="joint"),
         "unknown key 'critics'; did you mean 'critic'",
@@ -385,7 +393,7 @@ DAMAGE = {
     "card that is no JSON": (lambda f: (f / "model_index.json").write_text("{"), "is not JSON"),
     "card with too many markers": (
         lambda f: change(f / "model_index.json", markers=["a", "b", "c"]),
-        "3 markers, .* 2",
+        r"3 markers \(a, b, c\), but the network has 2",
     ),
     "no folder": (lambda f: shutil.rmtree(f), "no model there .* expected a model folder or one of"),
 }

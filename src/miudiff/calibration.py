@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from miudiff.device import Placement
-from miudiff.errors import DataError
+from miudiff.errors import ConfigError, DataError
 from miudiff.images import list_images, read_image, read_scale, resize, to_tensor
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
 from miudiff.methods.model import Model
@@ -47,12 +47,15 @@ def calibrate(
     def watch(report: StepReport) -> None:
         ratios[report.time] = float(report.ratio.mean())
 
-    method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, watch)
+    method = MIUDiff(
+        model.for_marker(marker), model.estimator, probe, placement, watch, model.card.tone.get(marker or "")
+    )
     method.translate(he, [NoiseKey(0, f"calibration{i}") for i in range(len(he))])
-    moving = [r for index, r in ratios.items() if index > 0]  # the last step has no noise to compare with
-    mean = sum(moving) / len(moving)
-    if mean <= 0:
+    # The last step has no noise to compare with, and steps below `guidance.until` are not guided.
+    moving = [r for index, r in ratios.items() if index > 0 and r > 0]
+    if not moving:
         raise ValueError("the energy has no gradient here")
+    mean = sum(moving) / len(moving)
     scale = 1e-3 * target / mean
     return scale, {index: r * scale / 1e-3 for index, r in ratios.items()}
 
@@ -72,15 +75,20 @@ def calibrate_files(
 
     Raises:
         DataError: No image gives a tile.
+        ConfigError: A target that is no share, or settings without guidance.
     """
+    if not 0 < target < 100:
+        raise ConfigError(f"target: found {target:g}, expected a share of the noise more than 0, as 0.05")
     stainer = VirtualStainer.load(model, preset=preset, changes=changes, marker=marker, device=device)
+    if stainer.config.energy.guidance == "none":
+        raise ConfigError("energy.guidance: found none, expected an energy whose scale can be calibrated")
     tiles = []
     for path in [source] if source.is_file() else list_images(source)[:4]:
         pixels = read_image(path)
         rows, columns = stainer.working_size(
             pixels.shape[0], pixels.shape[1], mpp if mpp is not None else read_scale(path)
         )
-        side = min(stainer.model.card.tile, 128)
+        side = min(stainer.tile, 128)
         if min(rows, columns) < side:
             raise DataError(
                 f"{path}: {columns} x {rows} pixels at the model's scale, expected at least {side} on each side"

@@ -102,13 +102,11 @@ def translate(
     precision: bf16 where it is faster (auto), or as asked.
     overwrite: Make results again that are there.
     """
-    from miudiff.stainer import VirtualStainer
+    from miudiff.stainer import VirtualStainer, check_mpp
     from miudiff.translation import NOTICE, plan, translate_files
 
-    if mpp is not None and not 0.05 <= mpp <= 20:
-        raise DataError(
-            f"--mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x"
-        )
+    if mpp is not None:
+        check_mpp(mpp)
     plan(source, target)  # a wrong path is told before seconds are spent on weights
     stainer = VirtualStainer.load(
         model, preset=preset, changes=set_, marker=marker, device=device, precision=precision
@@ -267,14 +265,36 @@ def assemble(
     """
     import torch
 
+    from miudiff.config import parse
     from miudiff.methods.model import Card, from_runs, save_model
 
-    card = Card(name=name, markers=marker, mpp=mpp, tile=tile, licence=licence)
+    about = {"name": name, "markers": marker, "mpp": mpp, "tile": tile, "licence": licence}
+    card = parse(Card, about, "the model's card")
     made = from_runs(score / "weights", mi / "weights" if mi else None, card)
     save_model(
         out, made, torch.float16 if half else None, readme.read_text(encoding="utf-8") if readme else None
     )
     say(f"model: {out}")
+    return 0
+
+
+@model_app.command
+def tone(model: Path, *, marker: str, he: str, ihc: str) -> int:
+    """Measure the luma curve from H&E to a marker's IHC on two unpaired sets, and put it into a model folder.
+
+    Parameters
+    ----------
+    model: The model folder.
+    marker: The marker whose curve it is.
+    he: A folder of H&E images, or twin:train.
+    ihc: A folder of the marker's IHC images, or twin:train.
+    """
+    from miudiff.methods.model import add_tone
+
+    curve = add_tone(model, marker, he, ihc)
+    say(
+        "  ".join(f"{s:+.2f} -> {t:+.2f}" for s, t in list(zip(curve.source, curve.target, strict=True))[::8])
+    )
     return 0
 
 
@@ -301,12 +321,13 @@ def from_adm(
     licence: Under which it may be used.
     set_: A fact of the network in guided-diffusion's words that its weights do not tell, as in --set num_head_channels=64.
     """
-    from miudiff.config import override
+    from miudiff.config import override, parse
     from miudiff.diffusion.adm import load_adm
     from miudiff.methods.model import Card, Model, save_model
 
-    score = load_adm(checkpoint, override({}, set_))
-    save_model(out, Model(score, None, Card(name=name, mpp=mpp, tile=tile, licence=licence)))
+    about = {"name": name, "mpp": mpp, "tile": tile, "licence": licence}
+    card = parse(Card, about, "the model's card")
+    save_model(out, Model(load_adm(checkpoint, override({}, set_)), None, card))
     say(f"model: {out}")
     return 0
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from miudiff import __version__
+
 
 class Line(NamedTuple):
     ok: bool
@@ -39,11 +41,11 @@ def examine() -> Iterator[Line]:
 
 
 def _versions() -> Line:
-    names = ("miudiff", "torch", "diffusers", "accelerate", "numpy", "scikit-image", "tifffile")
+    names = ("torch", "diffusers", "accelerate", "numpy", "scikit-image", "tifffile")
     return Line(
         True,
         "versions",
-        f"Python {platform.python_version()}, "
+        f"miudiff {__version__}, Python {platform.python_version()}, "
         + ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names),
     )
 

@@ -29,4 +29,4 @@ class SlideError(DataError):
 
 
 class NonFiniteError(MiudiffError):
-    """Training met a NaN or an infinity."""
+    """Training or a translation met a NaN or an infinity."""

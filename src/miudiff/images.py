@@ -180,7 +180,10 @@ def write_image(path: str | Path, pixels: Pixels) -> None:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    options: dict[str, dict[str, Any]] = {".jpg": {"quality": 95, "subsampling": 0}, ".tif": {"compression": "tiff_deflate"}}
+    options: dict[str, dict[str, Any]] = {
+        ".jpg": {"quality": 95, "subsampling": 0},
+        ".tif": {"compression": "tiff_deflate"},
+    }
     options |= {".jpeg": options[".jpg"], ".tiff": options[".tif"], ".webp": {"lossless": True}}
     buffer = io.BytesIO()
     kind = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())

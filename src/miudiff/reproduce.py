@@ -39,12 +39,14 @@ def reproduce_twin(
     """Measure `table`'s rows of the preset `base` over `seeds` seeds; returns the Markdown table's file.
 
     Raises:
-        ConfigError: No such table or preset.
+        ConfigError: No such table or preset, or no seed.
     """
     if table not in TABLES or base not in PRESETS:
         raise ConfigError(
             f"'{table}', preset '{base}': expected one of {', '.join(TABLES)} and one of {', '.join(PRESETS)}"
         )
+    if seeds < 1:
+        raise ConfigError(f"seeds: found {seeds}, expected at least 1")
     placement = place(device)
     model = load_model(placement=placement)
     sources, reals = held_out_tiles(model.card.mpp)
@@ -96,8 +98,11 @@ def _tiles(
     files = [folder / f"{i}.png" for i in range(len(sources))]
     if record.exists() and read_json(record) == settings and all(f.exists() for f in files):
         return [read_image(f) for f in files]
+    record.unlink(missing_ok=True)  # tiles of two settings may lie here until all are written
     began = time.monotonic()
-    method = MIUDiff(model.for_marker(MARKER), model.estimator, config, placement)
+    method = MIUDiff(
+        model.for_marker(MARKER), model.estimator, config, placement, tone=model.card.tone.get(MARKER)
+    )
     # One noise for a tile and a seed in every row: rows differ by the method alone.
     keys = [NoiseKey(seed, f"twin{i}") for i in range(len(sources))]
     tiles = to_uint8(method.translate(to_tensor(list(sources)).to(placement.device), keys))

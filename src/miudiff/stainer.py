@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import torch
 from PIL import Image
 
 from miudiff.device import Placement, Precision, place
-from miudiff.errors import DataError
-from miudiff.images import Pixels, resize, to_tensor, to_uint8
+from miudiff.errors import ConfigError, DataError, NonFiniteError
+from miudiff.images import MAX_PIXELS, Pixels, resize, to_tensor, to_uint8
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
 from miudiff.methods.model import SHIPPED, Model, load_model
 from miudiff.methods.presets import preset as named_preset
 from miudiff.noise import NoiseKey
 from miudiff.tiling import over_tiles
 
-MIN_SIDE = 64  # two patches of the MI estimator
+OVERLAP = 32  # pixels over which two tiles are blended
+MIN_SIDE = 64  # two patches of the MI estimator, if they are of 32
 
 
 class VirtualStainer:
@@ -33,6 +35,9 @@ class VirtualStainer:
         config: From `presets.preset`.
         marker: For a model of several markers; the first by default.
         watch: Called after every step of every tile.
+
+    Raises:
+        ConfigError: Settings that the model cannot follow, or a marker that it does not have.
     """
 
     def __init__(
@@ -43,9 +48,17 @@ class VirtualStainer:
         marker: str | None = None,
         watch: Callable[[StepReport], None] | None = None,
     ) -> None:
+        _check_fit(model, config)
         self.model, self.config, self.placement = model, config, placement
         self.marker = marker or (model.card.markers[0] if model.card.markers else None)
-        self.method = MIUDiff(model.for_marker(self.marker), model.estimator, config, placement, watch)
+        self.method = MIUDiff(
+            model.for_marker(self.marker),
+            model.estimator,
+            config,
+            placement,
+            watch,
+            model.card.tone.get(self.marker or ""),
+        )
 
     @classmethod
     def load(
@@ -92,7 +105,8 @@ class VirtualStainer:
             name: Gives images of one seed noise of their own.
 
         Raises:
-            DataError: Not an RGB image, or too small at the model's scale.
+            DataError: Not an RGB image, or too small or too large at the model's scale.
+            NonFiniteError: The network gave a NaN or an infinity.
         """
         if isinstance(image, Image.Image):
             if image.mode != "RGB":
@@ -102,24 +116,81 @@ class VirtualStainer:
             raise DataError(f"an array of {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
         height, width = image.shape[:2]
         rows, columns = self.working_size(height, width, mpp)
-        if min(rows, columns) < MIN_SIDE:
+        found = f"{width} x {height} pixels are {columns} x {rows} at the model's scale"
+        least = max(MIN_SIDE, 2 * self.model.estimator.config.patch if self.model.estimator else 0)
+        if min(rows, columns) < least:
             raise DataError(
-                f"{width} x {height} pixels are {columns} x {rows} at the model's scale, expected at least {MIN_SIDE} on each side; "
-                "give a larger field, or its mpp"
+                f"{found}, expected at least {least} on each side; give a larger field, or its mpp"
             )
+        if rows * columns > MAX_PIXELS:
+            raise DataError(f"{found}, expected at most {MAX_PIXELS:,} pixels; cut it first, or give its mpp")
         key = NoiseKey(seed, name)
-        multiple = 2 ** (len(self.model.score.unet.config.block_out_channels) - 1)
-        tile = self.model.card.tile
 
         def one(pixels: Pixels, top: int, left: int) -> Pixels:
             he = to_tensor(pixels).to(self.placement.device)
-            return to_uint8(self.method.translate(he, [key.at(left, top)]))[0]
+            ihc = self.method.translate(he, [key.at(left, top)])
+            if not torch.isfinite(ihc).all():
+                raise NonFiniteError(
+                    f"the network gave a NaN or an infinity in {self.placement.precision}; are its weights damaged?"
+                )
+            return to_uint8(ihc)[0]
 
-        result = over_tiles(resize(image, rows, columns), one, tile, tile // 4, multiple)
+        result = over_tiles(resize(image, rows, columns), one, self.tile, min(OVERLAP, self.tile // 4), self._multiple)
         return resize(result, height, width)
 
+    @property
+    def tile(self) -> int:
+        """The largest side that the network is given at once: the model's tile, if the network can halve it as often."""
+        return max(self.model.card.tile // self._multiple, 1) * self._multiple
+
+    @property
+    def _multiple(self) -> int:
+        return 2 ** (len(self.model.score.unet.config.block_out_channels) - 1)
+
     def working_size(self, height: int, width: int, mpp: float | None) -> tuple[int, int]:
-        """The image's (rows, columns) at the model's scale."""
+        """The image's (rows, columns) at the model's scale.
+
+        Raises:
+            DataError: An mpp that no light microscope has.
+        """
+        if mpp is not None:
+            check_mpp(mpp)
         scale = self.model.card.mpp
         factor = mpp / scale if mpp and scale else 1.0
         return round(height * factor), round(width * factor)
+
+
+def check_mpp(mpp: float) -> None:
+    """Refuse micrometres per pixel that no light microscope has.
+
+    Raises:
+        DataError: Less than 0.05, more than 20, or no number.
+    """
+    if not 0.05 <= mpp <= 20:
+        raise DataError(
+            f"mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x"
+        )
+
+
+def _check_fit(model: Model, config: MIUDiffConfig) -> None:
+    name, score, estimator = model.card.name, model.score, model.estimator
+    guided = config.guidance.scale > 0 and config.energy.guidance != "none"
+    if guided and estimator is None:
+        raise ConfigError(
+            f"the model '{name}' has no MI estimator, so it cannot be guided; give it energy.guidance=none"
+        )
+    if guided and estimator is not None and model.card.tile < 2 * estimator.config.patch:
+        raise ConfigError(
+            f"the model '{name}' has tiles of {model.card.tile}, expected at least two patches of {estimator.config.patch} a side"
+        )
+    if config.reverse.start > len(score.sde):
+        raise ConfigError(
+            f"reverse.start: found {config.reverse.start}, expected at most {len(score.sde)}, the steps that the model '{name}' knows"
+        )
+    if config.reverse.variance == "learned" and not score.learned_variance:
+        raise ConfigError(f"reverse.variance: found learned, but the model '{name}' has not learned it")
+    taps, blocks = config.refinement.taps, score.encoder_blocks
+    if taps is not None and not (taps and min(taps) >= 0 and max(taps) < blocks):
+        raise ConfigError(
+            f"refinement.taps: found {list(taps)}, expected blocks of the model's encoder, 0 to {blocks - 1}"
+        )

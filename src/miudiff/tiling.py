@@ -18,11 +18,11 @@ TileFunction = Callable[[Pixels, int, int], Pixels]
 
 
 def places(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: every `tile - overlap`, the last one at the end."""
+    """Where tiles begin along a side: as few as overlap by at least `overlap`, evenly from border to border."""
     if length <= tile:
         return [0]
-    starts = list(range(0, length - tile, tile - overlap))
-    return [*starts, length - tile]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
 def tile_grid(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:

@@ -1,12 +1,11 @@
 """A file or a folder of H&E images to virtual IHC, each result under its source's name.
 
 Finished means renamed into place: what is there is whole, and the same command skips it and goes on. `translation.json` beside
-the results says how they were made; results of other settings are not mixed with them. One bad file does not stop the rest.
+the results says how each was made; one of other settings is not taken for this command's. One bad file does not stop the rest.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from miudiff import __version__
-from miudiff.checkpoints import write_json
+from miudiff.checkpoints import read_json, write_json
 from miudiff.errors import DataError, MiudiffError
 from miudiff.images import SUFFIXES, list_images, read_image, read_scale, write_image
 from miudiff.stainer import VirtualStainer
@@ -78,7 +77,8 @@ def translate_files(
         mpp: Micrometres per pixel of the sources; None takes what a file states, or else its pixels as they are, and says so.
 
     Raises:
-        DataError: Nothing to do, or `target` holds results of other settings.
+        DataError: Nothing to do, `target` holds results of other settings, or a result cannot be written: a full disk
+            would fail each image that follows after all the work on it.
     """
     pairs = plan(source, target)
     folder = pairs[0][1].parent
@@ -94,19 +94,21 @@ def translate_files(
             continue
         try:
             pixels = read_image(path)
+            if result.suffix.lower() not in SUFFIXES:
+                raise DataError(f"{result}: cannot be written, expected one of {', '.join(SUFFIXES)}; name the target")
             scale, told = _scale(path, mpp, stainer)
             rows, columns = stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
             say(
                 f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
             )
             ihc = stainer.translate(pixels, scale, seed, path.name)
-            _record(folder / RECORD, settings, result.name, {"source": str(path), "mpp": scale})
-            write_image(result, ihc)
         except MiudiffError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
             failed.append((path, message))
             say(f"failed: {message}")
             continue
+        _record(folder / RECORD, settings, result.name, {"source": str(path), "mpp": scale})
+        write_image(result, ihc)
         written.append(result)
         each = (time.monotonic() - began) / len(written)
         left = each * (len(pairs) - number)
@@ -120,7 +122,8 @@ def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[floa
     model = stainer.model.card.mpp
     if mpp is not None:
         differs = stated is not None and abs(stated - mpp) > 0.02 * mpp
-        return mpp, f"{mpp:g} um/px as given" + (f" (the file states {stated:g})" if differs else "")
+        unused = "" if model else " (of no use: the model states no scale)"
+        return mpp, f"{mpp:g} um/px as given" + (f" (the file states {stated:g})" if differs else "") + unused
     if stated is not None:
         return stated, f"{stated:g} um/px stated in the file"
     return (
@@ -133,7 +136,6 @@ def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[floa
 
 def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str, Any]:
     return {
-        "notice": NOTICE,
         "miudiff": __version__,
         "model": stainer.model.card.name,
         "marker": stainer.marker,
@@ -141,28 +143,29 @@ def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str
         "seed": seed,
         "precision": stainer.placement.precision,
         "config": stainer.config.model_dump(mode="json"),
-    }
+    }  # values as JSON gives them back, to be compared
 
 
 def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path], overwrite: bool) -> None:
-    if overwrite or not path.exists() or not any(result.exists() for result in results):
+    if overwrite or not path.exists():
         return
-    before = _read(path)
-    changed = [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]
-    if changed:
-        raise DataError(
-            f"{path.parent}: holds results of another '{changed[0]}' ({path.name}); give another target, or --overwrite"
-        )
+    record = read_json(path)
+    for result in results:
+        entry = record.get("images", {}).get(result.name)
+        if entry is None or not result.exists():
+            continue
+        before = record["runs"][entry["run"]]
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            raise DataError(
+                f"{result}: was made with another '{changed[0]}' ({path.name}); give another target, or --overwrite"
+            )
 
 
 def _record(path: Path, settings: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
-    images = _read(path).get("images", {}) if path.exists() else {}
-    write_json(path, settings | {"images": images | {name: entry}})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    """Note how the result `name` is made: its entry names one of the `runs`, since files of several can share a folder."""
+    before = read_json(path) if path.exists() else {}
+    runs = before.get("runs", [])
+    runs = runs if settings in runs else [*runs, settings]
+    images = before.get("images", {}) | {name: entry | {"run": runs.index(settings)}}
+    write_json(path, {"notice": NOTICE, "runs": runs, "images": images})

@@ -32,7 +32,9 @@ def test_the_patch_loss_within_images_and_its_gradient(formulas, det, agree_with
 def test_the_patch_loss_with_negatives_from_all_images(formulas, det, agree_with_summary):
     rows = formulas["cut_patchnce"]["all_neg"]["n"]
     query, key = (v.view(1, rows, 32) for v in unit_pair(det, rows))
-    agree_with_summary(patch_nce(query, key, TEMPERATURE).flatten(), formulas["cut_patchnce"]["all_neg"], "all")
+    agree_with_summary(
+        patch_nce(query, key, TEMPERATURE).flatten(), formulas["cut_patchnce"]["all_neg"], "all"
+    )
 
 
 def test_the_patch_loss_as_zecon_takes_it(formulas, det, agree):

@@ -39,7 +39,8 @@ class SourceConfig(Strict):
         None, gt=0, description="Micrometres per pixel of the files, where they do not state it."
     )
     split: Literal["official", "paper"] | None = Field(
-        None, description="`files` is a published dataset (BCI, MIST, CUT): take a part of its official or of the paper's split."
+        None,
+        description="`files` is a published dataset (BCI, MIST, CUT): take a part of its official or of the paper's split.",
     )
     part: Part = Field("train", description="Which part of the split.")
     split_seed: int = Field(0, description="Seed of the paper's split.")
@@ -72,7 +73,11 @@ def _split_files(root: Path, source: SourceConfig, warn: Callable[[str], None]) 
     split = official_split(dataset) if source.split == "official" else paper_split(dataset, source.split_seed)
     for warning in split.warnings:
         warn(f"{root}: {warning}")
-    fields = [f for f in split.fields(source.part, "IHC") if source.marker is None or f.marker in (None, source.marker)]
+    fields = [
+        f
+        for f in split.fields(source.part, "IHC")
+        if source.marker is None or f.marker in (None, source.marker)
+    ]
     if not fields:
         raise DataError(f"{root}: the part '{source.part}' of its {source.split} split holds no IHC images")
     return [field.path for field in fields]

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from miudiff.data.layouts import name_of
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, write_image
 from miudiff.stains import (
@@ -112,20 +113,27 @@ def make_twins(source: Path, out: Path, where: Where) -> tuple[list[Path], list[
         The H&E files written, and a line for each image that could not be read.
 
     Raises:
-        DataError: Nothing to read.
+        DataError: Nothing to read, or the twins cannot be written.
     """
     written: list[Path] = []
     failed: list[str] = []
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
+    folder = source.parent if source.is_file() else source
+    if folder.resolve() in [(out / stain).resolve() for stain in ("HE", "IHC")]:
+        raise DataError(f"{out}: its pairs would lie among the sources in {folder}; give another folder")
     for path in [source] if source.is_file() else list_images(source):
-        name = f"{path.name.split('.')[0]}.png"
+        twin = out / "HE" / f"{name_of(path)}.png"
+        if twin in written:
+            failed.append(f"{path}: another image is named {name_of(path)} as well; rename one")
+            continue
         try:
             ihc = read_image(path)
-            write_image(out / "HE" / name, render_twin(ihc, where))
-            write_image(out / "IHC" / name, ihc)
+            he = render_twin(ihc, where)
         except DataError as error:
             failed.append(str(error))
-        else:
-            written.append(out / "HE" / name)
+            continue
+        write_image(twin, he)
+        write_image(out / "IHC" / twin.name, ihc)
+        written.append(twin)
     return written, failed

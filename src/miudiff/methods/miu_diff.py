@@ -24,6 +24,7 @@ from miudiff.information.energy import EnergyConfig, MIEnergy
 from miudiff.information.estimator import Estimator
 from miudiff.methods.refinement import Refinement, RefinementConfig
 from miudiff.methods.sdedit import Reverse, ReverseConfig
+from miudiff.methods.tone import ToneCurve
 from miudiff.noise import NoiseSource, normal
 
 
@@ -89,11 +90,12 @@ class MIUDiff:
         config: MIUDiffConfig,
         placement: Placement,
         watch: Callable[[StepReport], None] | None = None,
+        tone: ToneCurve | None = None,
     ) -> None:
         if estimator is None and config.guidance.scale and config.energy.guidance != "none":
             raise ValueError("guidance needs an MI estimator")
         self.config, self.placement, self.watch = config, placement, watch
-        self.reverse = Reverse(score, config.reverse, placement)
+        self.reverse = Reverse(score, config.reverse, placement, tone)
         self.estimator = estimator
         self.energy = MIEnergy(estimator, config.energy, placement) if estimator is not None else None
 

@@ -10,21 +10,26 @@ README.md                             the model card
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
 
 from miudiff.checkpoints import load_weights, read_json, save_weights, write_json
 from miudiff.config import Strict, parse
+from miudiff.data.twin import twin_region
 from miudiff.device import Placement
 from miudiff.diffusion.score import ScoreModel, load_unet
 from miudiff.diffusion.sde import VPSDE
 from miudiff.errors import CheckpointError, ConfigError
+from miudiff.images import Pixels, list_images, read_image
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
+from miudiff.methods.tone import ToneCurve, measure_tone
 
 SHIPPED = "ki67-small"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,6 +44,7 @@ class Card(Strict):
     )
     mpp: float | None = Field(None, gt=0, description="Micrometres per pixel that it was trained at.")
     tile: int = Field(256, ge=8, description="Side of a tile that it handles at once.")
+    tone: dict[str, ToneCurve] = Field({}, description="The luma curve of each marker, `methods.tone`.")
     licence: str = "not stated"
     description: str = ""
 
@@ -90,39 +96,62 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         CheckpointError: Missing or damaged files, or weights that do not fit their configuration.
     """
     folder = model_folder(name)
-    index = {
-        k: v
-        for k, v in read_json(folder / "model_index.json").items()
-        if not k.startswith("_") and k not in _COMPONENTS
-    }
-    try:
-        card = parse(Card, index, str(folder / "model_index.json"))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
-    try:
-        sde = VPSDE(
-            int(schedule["num_train_timesteps"]), float(schedule["beta_start"]), float(schedule["beta_end"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: its configuration cannot be used ({type(error).__name__}: {error})"
-        ) from error
+    index = read_json(folder / "model_index.json")
+    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
+    card = _parse(Card, about, folder / "model_index.json")
+    sde = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     score = ScoreModel(load_unet(folder / "unet"), sde)
+    _check_markers(score, card, folder / "model_index.json")
     estimator = None
-    if (folder / "mi_estimator").is_dir():
-        settings = read_json(folder / "mi_estimator" / "config.json")
-        estimator = Estimator(
-            parse(EstimatorConfig, settings, str(folder / "mi_estimator" / "config.json")), sde
-        )
-        _fill(estimator, folder / "mi_estimator" / WEIGHTS)
-        estimator = estimator.eval().requires_grad_(False)
+    if "mi_estimator" in index:  # a folder that is only left there by another model is none of this one
+        estimator = _load_estimator(folder / "mi_estimator", sde).eval().requires_grad_(False)
     device = placement.device if placement else torch.device("cpu")
     score = score.eval().requires_grad_(False).to(device)
     return Model(score, estimator.to(device) if estimator else None, card)
 
 
 _COMPONENTS = ("unet", "scheduler", "mi_estimator")
+
+
+Settings = TypeVar("Settings", bound=Strict)
+
+
+def _parse(kind: type[Settings], values: Mapping[str, Any], path: Path) -> Settings:
+    """`parse`, for a file that is part of a model and not of a user's configuration."""
+    try:
+        return parse(kind, values, str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_schedule(path: Path) -> VPSDE:
+    schedule = read_json(path)
+    for key, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon")):
+        if schedule.get(key, expected) != expected:
+            raise CheckpointError(f"{path}: '{key}': found {schedule[key]!r}, expected {expected}")
+    try:
+        steps = int(schedule["num_train_timesteps"])
+        # `VPSDE` counts betas as for 1000 steps, diffusers as they are
+        return VPSDE(
+            steps, float(schedule["beta_start"]) * steps / 1000, float(schedule["beta_end"]) * steps / 1000
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be used ({type(error).__name__}: {error})") from error
+
+
+def _load_estimator(folder: Path, sde: VPSDE | None = None) -> Estimator:
+    settings = read_json(folder / "config.json")
+    estimator = Estimator(_parse(EstimatorConfig, settings, folder / "config.json"), sde)
+    _fill(estimator, folder / WEIGHTS)
+    return estimator
+
+
+def _check_markers(score: ScoreModel, card: Card, where: Path) -> None:
+    classes = score.unet.config.num_class_embeds or 1
+    if card.markers and len(card.markers) != classes:
+        raise CheckpointError(
+            f"{where}: {len(card.markers)} markers ({', '.join(card.markers)}), but the network has {classes}"
+        )
 
 
 def _fill(module: torch.nn.Module, path: Path) -> None:
@@ -149,8 +178,8 @@ def save_model(
         {
             "_class_name": "DDPMScheduler",
             "num_train_timesteps": sde.steps,
-            "beta_start": sde.beta_min,
-            "beta_end": sde.beta_max,
+            "beta_start": sde.beta_min * 1000 / sde.steps,
+            "beta_end": sde.beta_max * 1000 / sde.steps,
             "beta_schedule": "linear",
             "variance_type": "learned_range" if model.score.learned_variance else "fixed_small",
             "clip_sample": True,
@@ -170,10 +199,35 @@ def save_model(
 
 
 def from_runs(score_weights: Path, estimator_weights: Path | None, card: Card) -> Model:
-    """A model from the `weights` folders of a score run and of an MI run."""
-    estimator = None
-    if estimator_weights is not None:
-        settings = read_json(estimator_weights / "config.json")
-        estimator = Estimator(parse(EstimatorConfig, settings, str(estimator_weights / "config.json")))
-        _fill(estimator, estimator_weights / WEIGHTS)
-    return Model(ScoreModel(load_unet(score_weights)), estimator, card)
+    """A model from the `weights` folders of a score run and of an MI run.
+
+    Raises:
+        CheckpointError: Missing or damaged files, or a card of other markers than the network's.
+    """
+    score = ScoreModel(load_unet(score_weights))
+    _check_markers(score, card, score_weights)
+    return Model(score, _load_estimator(estimator_weights) if estimator_weights else None, card)
+
+
+def add_tone(folder: Path, marker: str, he: str, ihc: str) -> ToneCurve:
+    """Measure a marker's curve on images of `he` and `ihc` (folders, or "twin:train") and write it into the card.
+
+    Raises:
+        CheckpointError, ConfigError: No model folder there, or not a marker of it.
+        DataError: A folder without readable images.
+    """
+    path = folder / "model_index.json"
+    index = read_json(path)
+    if marker not in index.get("markers", []):
+        raise ConfigError(f"marker '{marker}': {path} has {', '.join(index.get('markers', [])) or 'none'}")
+    curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"))
+    index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
+    write_json(path, index)
+    return curve
+
+
+def _population(source: str, stain: Literal["HE", "IHC"]) -> list[Pixels]:
+    if source == "twin:train":
+        pair = twin_region("train")
+        return [pair[0] if stain == "HE" else pair[1]]
+    return [read_image(path) for path in list_images(source)]

@@ -18,6 +18,7 @@ from miudiff.diffusion.sampling import Transition, Variance, ancestral, denoised
 from miudiff.diffusion.score import ScoreModel
 from miudiff.diffusion.sde import VPSDE
 from miudiff.images import to_gray
+from miudiff.methods.tone import ToneCurve
 from miudiff.noise import NoiseSource, normal
 
 
@@ -34,6 +35,9 @@ class ReverseConfig(Strict):
     solver: Literal["ancestral", "euler_maruyama"] = "ancestral"
     clip: bool = Field(False, description="Clip the estimate of the clean image to [-1, 1] in each step.")
     gray: bool = Field(True, description="Remove the source's colour first.")
+    tone: bool = Field(
+        False, description="Map the source's luma to the marker's by the model's curve (an extension)."
+    )
 
     def chain(self, full: VPSDE) -> VPSDE:
         """The chain that is walked backwards: indices 0 to S - 1 of `full`, or `steps` of them."""
@@ -48,13 +52,18 @@ class ReverseConfig(Strict):
 class Reverse:
     """One reverse step of a score model under a `ReverseConfig`, without gradients."""
 
-    def __init__(self, score: ScoreModel, config: ReverseConfig, placement: Placement) -> None:
+    def __init__(
+        self, score: ScoreModel, config: ReverseConfig, placement: Placement, tone: ToneCurve | None = None
+    ) -> None:
         self.score, self.config, self.placement = score, config, placement
+        # A model without a curve, trained by somebody else perhaps, is used with its luma as it is.
+        self.tone = tone if config.tone else None
         self.sde = config.chain(score.sde)
 
     def begin(self, he: Tensor, keys: Sequence[NoiseSource]) -> tuple[Tensor, Tensor]:
         """The source as it conditions the process (without colour, by default), and y at the first index."""
         source = to_gray(he) if self.config.gray else he
+        source = self.tone(source) if self.tone else source
         return source, self.sde.perturb(source, len(self.sde) - 1, normal(keys, "start", 0, source))
 
     @torch.no_grad()
@@ -79,8 +88,10 @@ class Reverse:
 class SDEdit:
     """The SDEdit translator."""
 
-    def __init__(self, score: ScoreModel, config: ReverseConfig, placement: Placement) -> None:
-        self.reverse = Reverse(score, config, placement)
+    def __init__(
+        self, score: ScoreModel, config: ReverseConfig, placement: Placement, tone: ToneCurve | None = None
+    ) -> None:
+        self.reverse = Reverse(score, config, placement, tone)
 
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]."""
