@@ -122,7 +122,7 @@ def test_one_refinement_step_is_autograd_and_adamw_by_hand():
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=0.0)
     eps = twin.predict_noise(y, t)
     guess = to_gray(denoised(score.sde, y, t, eps))
-    by_hand = Refinement(score, settings, CPU, score.sde)._loss(guess, source, t, key)
+    by_hand = Refinement(score, settings, CPU, score.sde)._loss(guess, to_gray(source), t, key)
     by_hand.backward()
     optimizer.step()
     for (name, moved), (_, expected) in zip(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_every_pixel_lies_in_a_tile_and_every_tile_in_the_image(height, width):
 @pytest.mark.parametrize("length", [33, 55, 56, 57, 80, 81, 200])
 def test_neighbouring_tiles_overlap_by_what_was_asked_or_more(length):
     starts = places(length, 32, 8)
-    assert all(0 < after - before <= 32 - 8 for before, after in zip(starts, starts[1:], strict=False))
+    assert all(0 < after - before <= 32 - 8 for before, after in pairwise(starts))
 
 
 def test_a_windows_weights_are_positive_symmetric_and_one_inside():

@@ -34,7 +34,7 @@ def calibrate(
         he: Validation images [B, 3, H, W] in [-1, 1].
 
     Raises:
-        ValueError: The energy has no gradient, so no scale moves anything.
+        ConfigError: The energy has no gradient, so no scale moves anything.
     """
     probe = config.model_copy(
         update={
@@ -47,14 +47,14 @@ def calibrate(
     def watch(report: StepReport) -> None:
         ratios[report.time] = float(report.ratio.mean())
 
-    method = MIUDiff(
-        model.for_marker(marker), model.estimator, probe, placement, watch, model.card.tone.get(marker or "")
-    )
+    method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, watch, model.tone(marker))
     method.translate(he, [NoiseKey(0, f"calibration{i}") for i in range(len(he))])
     # The last step has no noise to compare with, and steps below `guidance.until` are not guided.
     moving = [r for index, r in ratios.items() if index > 0 and r > 0]
     if not moving:
-        raise ValueError("the energy has no gradient here")
+        raise ConfigError(
+            "the energy has no gradient with these settings, so no scale moves anything; choose another energy.guidance"
+        )
     mean = sum(moving) / len(moving)
     scale = 1e-3 * target / mean
     return scale, {index: r * scale / 1e-3 for index, r in ratios.items()}
@@ -80,8 +80,10 @@ def calibrate_files(
     if not 0 < target < 100:
         raise ConfigError(f"target: found {target:g}, expected a share of the noise more than 0, as 0.05")
     stainer = VirtualStainer.load(model, preset=preset, changes=changes, marker=marker, device=device)
-    if stainer.config.energy.guidance == "none":
-        raise ConfigError("energy.guidance: found none, expected an energy whose scale can be calibrated")
+    if stainer.config.energy.guidance == "none" or stainer.model.estimator is None:
+        raise ConfigError(
+            "nothing to calibrate: expected a model with an MI estimator and energy.guidance other than none"
+        )
     tiles = []
     for path in [source] if source.is_file() else list_images(source)[:4]:
         pixels = read_image(path)

@@ -111,6 +111,10 @@ def translate(
     stainer = VirtualStainer.load(
         model, preset=preset, changes=set_, marker=marker, device=device, precision=precision
     )
+    if stainer.config.reverse.tone and stainer.model.tone(stainer.marker) is None:
+        say(
+            f"{model} has no luma curve for {stainer.marker}: its luma is used as it is (make one with `miudiff model tone`)"
+        )
     say(
         f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, preset {preset}, seed {seed}, {stainer.placement}; {NOTICE}"
     )
@@ -191,7 +195,7 @@ def doctor() -> int:
 def check(
     root: Path,
     *,
-    layout: Literal["auto", "bci", "mist", "plain"] = "auto",
+    layout: Literal["auto", "bci", "mist", "cut", "plain"] = "auto",
     slide_pattern: str | None = None,
     json: Path | None = None,
 ) -> int:
@@ -200,7 +204,7 @@ def check(
     Parameters
     ----------
     root: The dataset's folder.
-    layout: As published (bci, mist), plain folders, or find out.
+    layout: As published (bci, mist), CUT's trainA and trainB, plain folders, or find out.
     slide_pattern: A regular expression with a group (?P<slide>...) that finds the slide in a file name.
     json: Write the report as JSON, too.
     """
@@ -245,6 +249,7 @@ def assemble(
     mpp: float | None = None,
     tile: int = 256,
     licence: str = "not stated",
+    description: str = "",
     half: bool = False,
     readme: Path | None = None,
 ) -> int:
@@ -260,6 +265,7 @@ def assemble(
     mpp: Micrometres per pixel of the training tiles.
     tile: Side of the tiles it is given.
     licence: Under which it may be used.
+    description: A sentence about it.
     half: Store float16, half the size.
     readme: A model card to put in.
     """
@@ -268,7 +274,14 @@ def assemble(
     from miudiff.config import parse
     from miudiff.methods.model import Card, from_runs, save_model
 
-    about = {"name": name, "markers": marker, "mpp": mpp, "tile": tile, "licence": licence}
+    about = {
+        "name": name,
+        "markers": marker,
+        "mpp": mpp,
+        "tile": tile,
+        "licence": licence,
+        "description": description,
+    }
     card = parse(Card, about, "the model's card")
     made = from_runs(score / "weights", mi / "weights" if mi else None, card)
     save_model(
@@ -349,7 +362,12 @@ def _exit_code(command: Callable[[], object]) -> int:
         result = command()
         return result if isinstance(result, int) else 0
     except MiudiffError as error:
-        print(f"miudiff: {error}", file=sys.stderr)
+        # An error from a process that reads tiles comes with that process's traceback before it.
+        line = str(error).strip().splitlines()[-1]
+        print(
+            f"miudiff: {line.split('Error: ', 1)[-1] if line.startswith('miudiff.') else line}",
+            file=sys.stderr,
+        )
         return 2
     except cyclopts.CycloptsError as error:
         print(f"miudiff: {' '.join(str(error).split())}", file=sys.stderr)

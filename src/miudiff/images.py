@@ -173,24 +173,54 @@ def read_scale(path: str | Path) -> float | None:
     return None
 
 
-def write_image(path: str | Path, pixels: Pixels) -> None:
+def write_image(path: str | Path, pixels: Pixels, mpp: float | None = None) -> None:
     """Write uint8 [H, W, 3] or [H, W] in the format that the ending of `path` names; the file appears whole or not at all.
 
-    JPEG is written at quality 95 without chroma subsampling, because the stain is in the chroma.
+    JPEG is written at quality 95 without chroma subsampling, because the stain is in the chroma. A TIFF states `mpp`, its
+    micrometres per pixel, if that is given; one named .ome.tif is OME-TIFF.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        _write_tiff(path, pixels, mpp)
+        return
     options: dict[str, dict[str, Any]] = {
         ".jpg": {"quality": 95, "subsampling": 0},
-        ".tif": {"compression": "tiff_deflate"},
+        ".webp": {"lossless": True},
     }
-    options |= {".jpeg": options[".jpg"], ".tiff": options[".tif"], ".webp": {"lossless": True}}
+    options[".jpeg"] = options[".jpg"]
     buffer = io.BytesIO()
-    kind = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
+    kind = {".jpg": "JPEG"}.get(suffix, suffix[1:].upper())
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: cannot write '{suffix}' files, expected one of {', '.join(SUFFIXES)}")
     Image.fromarray(pixels).save(buffer, kind, **options.get(suffix, {}))
     write_bytes(path, buffer.getvalue())
+
+
+def _write_tiff(path: Path, pixels: Pixels, mpp: float | None) -> None:
+    import tifffile
+
+    ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    scale: dict[str, Any] = {}
+    if mpp is not None:
+        scale = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+        if ome:
+            sizes = {
+                "PhysicalSizeX": mpp,
+                "PhysicalSizeY": mpp,
+                "PhysicalSizeXUnit": "µm",
+                "PhysicalSizeYUnit": "µm",
+            }
+            scale["metadata"] = {"axes": "YXS" if pixels.ndim == 3 else "YX", **sizes}
+    with atomic(path) as part:
+        tifffile.imwrite(
+            part,
+            pixels,
+            photometric="rgb" if pixels.ndim == 3 else "minisblack",
+            compression="deflate",
+            ome=ome,
+            **scale,
+        )
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -213,7 +243,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be what could not be written
+            part.unlink(missing_ok=True)
 
 
 def list_images(folder: str | Path) -> list[Path]:

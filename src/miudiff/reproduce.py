@@ -26,6 +26,7 @@ from miudiff.methods.presets import ABLATIONS, PRESETS, preset
 from miudiff.noise import NoiseKey
 
 TILE = 128
+NUCLEUS = 8.0  # um
 TABLES: Mapping[str, tuple[str, ...]] = {
     "table1": ("I-guided", "U-guided", "w/o MI", "l2", "w/o PCL", "SDEdit"),
     "table2": ("t0'=80", "t0'=10", "S=500", "S=100"),
@@ -58,7 +59,8 @@ def reproduce_twin(
         results[name] = [
             _tiles(model, base, name, changes, seed, sources, out, placement, say) for seed in range(seeds)
         ]
-    scores = {name: _scores(fakes, sources, reals) for name, fakes in results.items()}
+    nucleus = NUCLEUS / (model.card.mpp or SKIMAGE_MPP)
+    scores = {name: _scores(fakes, sources, reals, nucleus) for name, fakes in results.items()}
     return _write(table, base, scores, results, sources, reals, seeds, out, say)
 
 
@@ -93,16 +95,14 @@ def _tiles(
     folder = out / "tiles" / "".join(c if c.isalnum() else "_" for c in f"{base} {name}") / f"seed{seed}"
     record, settings = (
         folder / "settings.json",
-        {"model": model.card.name, "config": config.model_dump(mode="json")},
+        {"model": f"{model.card.name} {model.fingerprint}", "config": config.model_dump(mode="json")},
     )
     files = [folder / f"{i}.png" for i in range(len(sources))]
     if record.exists() and read_json(record) == settings and all(f.exists() for f in files):
         return [read_image(f) for f in files]
     record.unlink(missing_ok=True)  # tiles of two settings may lie here until all are written
     began = time.monotonic()
-    method = MIUDiff(
-        model.for_marker(MARKER), model.estimator, config, placement, tone=model.card.tone.get(MARKER)
-    )
+    method = MIUDiff(model.for_marker(MARKER), model.estimator, config, placement, tone=model.tone(MARKER))
     # One noise for a tile and a seed in every row: rows differ by the method alone.
     keys = [NoiseKey(seed, f"twin{i}") for i in range(len(sources))]
     tiles = to_uint8(method.translate(to_tensor(list(sources)).to(placement.device), keys))
@@ -114,13 +114,13 @@ def _tiles(
 
 
 def _scores(
-    fakes: Sequence[Sequence[Pixels]], sources: Sequence[Pixels], reals: Sequence[Pixels]
+    fakes: Sequence[Sequence[Pixels]], sources: Sequence[Pixels], reals: Sequence[Pixels], nucleus: float
 ) -> list[list[float]]:
     """For each seed the mean over tiles of each column."""
     rows = []
     for tiles in fakes:
         n = len(tiles)
-        table = iod_table(tiles, reals, side=None)
+        table = iod_table(tiles, reals, side=None, diameter=nucleus)
         rows.append(
             [
                 sum(psnr(f, r) for f, r in zip(tiles, reals, strict=True)) / n,

@@ -68,6 +68,8 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         KeyboardInterrupt: After Ctrl-C, once a state is written.
     """
     placement = place(config.device, config.precision)
+    if placement.device.type == "cuda" and placement.device.index is not None:
+        torch.cuda.set_device(placement.device)  # accelerate takes the current card
     accelerator = Accelerator(
         cpu=placement.device.type == "cpu", mixed_precision="bf16" if placement.precision == "bf16" else "no"
     )
@@ -111,13 +113,20 @@ def _same_run(config: RunConfig) -> None:
     path = config.out / "run.yaml"
     if not path.exists() or not find_states(config.out):
         return
-    before = parse(RunConfig, read_yaml(path), str(path)).model_dump(exclude=set(_FREE))
-    now = config.model_dump(exclude=set(_FREE))
+    before, now = _fixed(parse(RunConfig, read_yaml(path), str(path))), _fixed(config)
     changed = [key for key in now if now[key] != before[key]]
     if changed:
         raise ConfigError(
             f"{path}: this folder holds a run with another '{changed[0]}'; give another out=, or the configuration it began with"
         )
+
+
+def _fixed(config: RunConfig) -> dict[str, object]:
+    """What may not change; the optimizer may, so that a run that met a NaN can go on with a lower rate."""
+    values = config.model_dump(exclude=set(_FREE))
+    return values | {
+        task: {k: v for k, v in values[task].items() if k != "optimizer"} for task in ("score", "mi")
+    }
 
 
 def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]) -> None:

@@ -57,7 +57,7 @@ class VirtualStainer:
             config,
             placement,
             watch,
-            model.card.tone.get(self.marker or ""),
+            model.tone(self.marker),
         )
 
     @classmethod
@@ -135,7 +135,9 @@ class VirtualStainer:
                 )
             return to_uint8(ihc)[0]
 
-        result = over_tiles(resize(image, rows, columns), one, self.tile, min(OVERLAP, self.tile // 4), self._multiple)
+        result = over_tiles(
+            resize(image, rows, columns), one, self.tile, min(OVERLAP, self.tile // 4), self._multiple
+        )
         return resize(result, height, width)
 
     @property

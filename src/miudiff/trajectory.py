@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from miudiff.images import Pixels, to_uint8
 from miudiff.methods.miu_diff import StepReport
@@ -37,7 +36,8 @@ class Trajectory:
             return "no guidance"
         steps = sorted(self.ratios, reverse=True)
         picks = [steps[0], steps[len(steps) // 2], steps[-2] if len(steps) > 1 else steps[-1]]
-        mean = float(torch.tensor(list(self.ratios.values())).mean())
+        moving = [self.ratios[i] for i in steps[:-1]] or [0.0]  # the last step has no noise to compare with
+        mean = sum(moving) / len(moving)
         return (
             "shift / noise "
             + ", ".join(f"{self.ratios[i]:.2g} at t = {i}" for i in picks)

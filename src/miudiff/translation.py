@@ -95,7 +95,9 @@ def translate_files(
         try:
             pixels = read_image(path)
             if result.suffix.lower() not in SUFFIXES:
-                raise DataError(f"{result}: cannot be written, expected one of {', '.join(SUFFIXES)}; name the target")
+                raise DataError(
+                    f"{result}: cannot be written, expected one of {', '.join(SUFFIXES)}; name the target"
+                )
             scale, told = _scale(path, mpp, stainer)
             rows, columns = stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
             say(
@@ -108,7 +110,7 @@ def translate_files(
             say(f"failed: {message}")
             continue
         _record(folder / RECORD, settings, result.name, {"source": str(path), "mpp": scale})
-        write_image(result, ihc)
+        write_image(result, ihc, scale)
         written.append(result)
         each = (time.monotonic() - began) / len(written)
         left = each * (len(pairs) - number)
@@ -137,7 +139,7 @@ def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[floa
 def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str, Any]:
     return {
         "miudiff": __version__,
-        "model": stainer.model.card.name,
+        "model": f"{stainer.model.card.name} {stainer.model.fingerprint}",
         "marker": stainer.marker,
         "mpp": mpp,
         "seed": seed,
@@ -153,7 +155,7 @@ def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path]
     for result in results:
         entry = record.get("images", {}).get(result.name)
         if entry is None or not result.exists():
-            continue
+            continue  # somebody's own file is skipped like a finished one
         before = record["runs"][entry["run"]]
         changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:

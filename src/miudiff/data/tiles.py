@@ -130,6 +130,10 @@ def _source_files(root: Path, source: SourceConfig, warn: Callable[[str], None])
         from miudiff.data.twin import twin_region_file
 
         return [twin_region_file(source.files.removeprefix("twin:"), "IHC")]
+    if Path(source.files).is_absolute():
+        raise DataError(
+            f"data.sources '{source.files}': an absolute path; put its folder into data.root and the rest here"
+        )
     if (root / source.files).is_dir():
         paths = list_images(root / source.files)
     else:

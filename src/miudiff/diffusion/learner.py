@@ -55,7 +55,7 @@ class ScoreLearner:
         torch.manual_seed(seed)  # the initial weights
         unet = build_unet(config.network)
         if config.init is not None:
-            begin_with(unet, config.init)
+            begin_with(unet, config.init, config.network)
         self.model = ScoreModel(unet).to(accelerator.device)
         self.average = Average(self.model.unet, config.ema)
         self.network, self.optimizer = accelerator.prepare(
@@ -98,13 +98,15 @@ class ScoreLearner:
         save_weights(folder / "diffusion_pytorch_model.safetensors", tensors)
 
 
-def begin_with(unet: UNet2DModel, path: Path) -> None:
+def begin_with(unet: UNet2DModel, path: Path, network: NetworkConfig) -> None:
     """Put the weights of another network of the same shape into `unet`.
 
     Raises:
         CheckpointError: Not there, or of another shape.
     """
-    source = load_adm(path).unet if path.suffix == ".pt" else load_unet(path)
+    # An ADM file does not say how its attention is cut into heads: the network's configuration does.
+    heads = {"num_heads": network.heads} if network.heads else {"num_head_channels": network.head_channels}
+    source = load_adm(path, heads).unet if path.suffix == ".pt" else load_unet(path)
     try:
         unet.load_state_dict(source.state_dict())
     except RuntimeError as error:

@@ -99,7 +99,7 @@ def at(table: Tensor, t: Times, like: Tensor) -> Tensor:
     """`table[t]` in `like`'s dtype and device, shaped to multiply `like` [B, C, H, W]."""
     if isinstance(t, int):
         return table[t].to(like)
-    return table.to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return table.to(like.dtype).to(like.device)[t].view(-1, *[1] * (like.ndim - 1))
 
 
 def space_timesteps(steps: int, count: int) -> list[int]:

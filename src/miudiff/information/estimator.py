@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from miudiff.config import Strict
 from miudiff.diffusion.sde import VPSDE
 from miudiff.images import gradient_map, luma
-from miudiff.information.mine import donsker_varadhan, log_mean_exp
+from miudiff.information.mine import donsker_varadhan
+from miudiff.noise import NoiseSource
 
 
 class EstimatorConfig(Strict):
@@ -136,7 +137,7 @@ class Estimator(nn.Module):
 
     def _level(self, t: Tensor, like: Tensor) -> Tensor:
         """The noise's standard deviation at t as a map [B, 1, H, W]."""
-        spread = self.sde.spread.to(like.device)[t].to(like.dtype)
+        spread = self.sde.spread.to(like.dtype).to(like.device)[t]
         return spread.view(-1, 1, 1, 1).expand(-1, 1, *like.shape[2:])
 
     def _bounded(self, scores: Tensor) -> Tensor:
@@ -173,12 +174,11 @@ def patches(images: Tensor, size: int, offset: tuple[int, int] = (0, 0)) -> Tens
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
-def matched_log_ratio(joint: Tensor, marginal: Tensor) -> Tensor:
-    """How far each joint pair's statistic lies above the marginal's log mean, [B, L]: which patches follow the structure."""
-    return joint - log_mean_exp(marginal).unsqueeze(-1)
+def grid_offset(key: NoiseSource, step: int, size: int, images: Tensor) -> tuple[int, int]:
+    """A random beginning (rows, columns) of the patch grid, so that no border of patches shows or is learned.
 
-
-def pad_to_patches(images: Tensor, size: int) -> Tensor:
-    """Mirror images at the right and lower border up to whole patches."""
-    height, width = images.shape[2:]
-    return F.pad(images, (0, -width % size, 0, -height % size), mode="reflect")
+    A side keeps two whole patches; one without room for that keeps its grid.
+    """
+    draws = key.integers("grid", step, 2, size).tolist()
+    rows, columns = (d % max(1, side - 2 * size + 1) for d, side in zip(draws, images.shape[2:], strict=True))
+    return rows, columns

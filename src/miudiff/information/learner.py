@@ -19,7 +19,7 @@ from torch import Tensor
 from miudiff.checkpoints import Part, save_weights, write_json
 from miudiff.config import Strict
 from miudiff.diffusion.sde import VPSDE
-from miudiff.information.estimator import Estimator, EstimatorConfig
+from miudiff.information.estimator import Estimator, EstimatorConfig, grid_offset
 from miudiff.information.mine import MovingDenominator, donsker_varadhan
 from miudiff.noise import NoiseKey
 from miudiff.training.average import Average
@@ -37,7 +37,7 @@ class MIConfig(Strict):
     """The MI estimator and its training."""
 
     estimator: EstimatorConfig = EstimatorConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
+    optimizer: OptimizerConfig = OptimizerConfig()
     noise: Literal["independent", "clean"] = Field(
         "independent", description="'clean' is the paper's literal variant."
     )
@@ -75,7 +75,7 @@ class MILearner:
 
     def step(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
         y, structure, t, structure_t = self._inputs(batch)
-        joint, marginal = self.network(structure, y, t, structure_t, self._offset(step))
+        joint, marginal = self.network(structure, y, t, structure_t, self._offset(step, y))
         which = (t.clamp(min=0) * self.config.bins // self.config.max_time).cpu()
         means = self._means(marginal, which)
         loss = self.denominator.loss(joint, marginal, which, means)
@@ -90,12 +90,9 @@ class MILearner:
         y0, keys = batch["ihc"], batch["key"]
         return noised_pairs(self.estimator, self.config, y0, keys, self.seed)
 
-    def _offset(self, step: int) -> tuple[int, int]:
+    def _offset(self, step: int, y: Tensor) -> tuple[int, int]:
         """A random grid each step, so that no edge of a patch is learned."""
-        rows, columns = (
-            NoiseKey(self.seed, "grid").integers("grid", step, 2, self.config.estimator.patch).tolist()
-        )
-        return rows, columns
+        return grid_offset(NoiseKey(self.seed, "grid"), step, self.config.estimator.patch, y)
 
     def _means(self, marginal: Tensor, which: Tensor) -> Tensor | None:
         if self.accelerator.num_processes == 1:

@@ -21,7 +21,7 @@ from miudiff.diffusion.sampling import Transition
 from miudiff.diffusion.score import ScoreModel
 from miudiff.diffusion.sde import at
 from miudiff.information.energy import EnergyConfig, MIEnergy
-from miudiff.information.estimator import Estimator
+from miudiff.information.estimator import Estimator, grid_offset
 from miudiff.methods.refinement import Refinement, RefinementConfig
 from miudiff.methods.sdedit import Reverse, ReverseConfig
 from miudiff.methods.tone import ToneCurve
@@ -199,11 +199,7 @@ class MIUDiff:
         if not self.config.guidance.shift_grid:
             return 0, 0
         assert self.estimator is not None
-        patch = self.estimator.config.patch
-        rows, columns = key.integers("grid", index, 2, patch).tolist()
-        # an image of one and a half patches a side has no room to move and still hold two
-        height, width = like.shape[2:]
-        return (rows if height >= 3 * patch else 0), (columns if width >= 3 * patch else 0)
+        return grid_offset(key, index, self.estimator.config.patch, like)
 
     def _first_refined(self) -> int:
         """How many indices, from 0, are refined."""

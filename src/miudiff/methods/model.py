@@ -9,6 +9,7 @@ README.md                             the model card
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Model:
     score: ScoreModel
     estimator: Estimator | None
     card: Card
+    fingerprint: str = ""
+
+    def tone(self, marker: str | None) -> ToneCurve | None:
+        """The marker's luma curve, if the model has one."""
+        return self.card.tone.get(marker or "")
 
     def for_marker(self, marker: str | None) -> ScoreModel:
         """The score model that speaks of one marker.
@@ -107,7 +113,15 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         estimator = _load_estimator(folder / "mi_estimator", sde).eval().requires_grad_(False)
     device = placement.device if placement else torch.device("cpu")
     score = score.eval().requires_grad_(False).to(device)
-    return Model(score, estimator.to(device) if estimator else None, card)
+    return Model(score, estimator.to(device) if estimator else None, card, _fingerprint(folder))
+
+
+def _fingerprint(folder: Path) -> str:
+    """Short digest of every weights file: two trainings of one name are two models."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(f"*/{WEIGHTS}")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 _COMPONENTS = ("unet", "scheduler", "mi_estimator")

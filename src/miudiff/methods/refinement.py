@@ -72,7 +72,9 @@ class Refinement:
         with torch.enable_grad(), self.placement.autocast():
             eps, _ = self.score.predict(y, index, self.sde)
             guess = denoised(self.sde, y.detach(), index, eps.float())
-            loss = self._loss(to_gray(guess) if self.config.gray else guess, source, index, key)
+            if self.config.gray:
+                guess, source = to_gray(guess), to_gray(source)
+            loss = self._loss(guess, source, index, key)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -1,0 +1,251 @@
+"""The demo's page and measures, the trajectory it shows, and tables that go on where they were stopped."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from miudiff import demo, reproduce
+from miudiff.data.twin import MARKER, twin_region
+from miudiff.demo import dab_picture, run_demo, score
+from miudiff.demo import _at_scale as at_scale
+from miudiff.demo import _page as page
+from miudiff.images import read_image, resize, write_image
+from miudiff.methods.miu_diff import StepReport
+from miudiff.methods.model import SHIPPED, model_folder
+from miudiff.methods.presets import ABLATIONS, preset
+from miudiff.stainer import VirtualStainer
+from miudiff.stains import combine_stains, rgb_from_hdab
+from miudiff.trajectory import Trajectory
+from tiny import CPU, tiny_model
+
+QUICK = ("reverse.start=4", "reverse.steps=2", "refinement.start=0")
+
+
+def tissue(height=48, width=64, seed=0):
+    y, x = np.mgrid[:height, :width] / 32
+    waves = [np.sin(9 * x + k + seed) * np.cos(7 * y - k) for k in range(3)]
+    return np.round(170 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def quick(name, changes=()):
+    return preset(name, (*changes, *QUICK))
+
+
+# The demo
+
+
+def test_an_image_that_is_its_true_twin_has_the_best_scores():
+    image = tissue()
+    best = score(image, image, image)
+    assert best["psnr_real"] == math.inf
+    assert best["vif_source"] == pytest.approx(1)
+    assert best["hist_rgb256"] == pytest.approx(1)
+    assert best["iod_virtual"] == best["iod_real"]
+
+
+def test_scores_of_unlike_images_are_worse():
+    image, other = tissue(), tissue(seed=2)[::-1]
+    best, worse = score(image, image, image), score(other, image, image)
+    assert all(worse[name] < best[name] for name in ("psnr_real", "vif_source", "hist_rgb256"))
+
+
+def test_the_dab_picture_is_white_without_dab_and_darker_the_more_there_is():
+    amounts = np.array([[[0, 0], [0.5, 0], [0, 0.3], [0, 0.6], [0, 0.9]]])
+    picture = dab_picture(combine_stains(amounts, rgb_from_hdab))
+    assert picture.dtype == np.uint8
+    assert picture.shape == (1, 5, 3)
+    assert (picture == picture[..., :1]).all()
+    level = picture[0, :, 0].astype(int)
+    assert level[:2].min() > 250
+    assert all(after < before - 20 for before, after in itertools.pairwise(level[1:]))
+
+
+def test_the_region_is_brought_to_the_models_scale():
+    image = tissue(64, 96)
+    assert np.array_equal(at_scale(image, 1.0), resize(image, 32, 48))
+    assert np.array_equal(at_scale(image, 0.5), image)
+    assert np.array_equal(at_scale(image, None), image)
+
+
+def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
+    images = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
+    scores = {"psnr_real": 12.3456, "vif_source": math.inf}
+    page(tmp_path / "report.html", {name: tissue(seed=i) for i, name in enumerate(images)}, scores, "tuned", 7, 3.2)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") == len(images)
+    assert all(word in text for word in ("psnr_real", "12.35", "vif_source", "Preset tuned, seed 7, in 3 s."))
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "not for diagnosis" in text
+
+
+@pytest.fixture
+def tiny_stainer(monkeypatch):
+    """Puts a tiny model with short settings in the place of the one that ships, and gives it a part of the region."""
+    monkeypatch.setattr(
+        VirtualStainer, "load", lambda *given, **more: VirtualStainer(tiny_model((MARKER,)), quick("tuned"), CPU)
+    )
+    monkeypatch.setattr(demo, "twin_region", lambda region: [image[:128, :128] for image in twin_region(region)])
+
+
+def test_the_demo_writes_all_that_it_promises(tmp_path, tiny_stainer):
+    lines = []
+    run_demo(tmp_path, "tuned", 0, "cpu", lines.append)
+    pictures = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
+    expected = sorted([f"{name}.png" for name in pictures] + ["metrics.json", "report.html"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
+    he, real = (at_scale(image[:128, :128], 1.0) for image in twin_region("test"))
+    fake = read_image(tmp_path / "virtual_ihc.png")
+    assert np.array_equal(fake, VirtualStainer.load().translate(he, name="demo"))
+    assert np.array_equal(read_image(tmp_path / "real_ihc.png"), real)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(score(fake, real, he))
+    assert str(tmp_path / "report.html") in lines[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (model_folder(SHIPPED) / "model_index.json").exists(), reason="the weights that ship are not here"
+)
+def test_the_weights_that_ship_stain_the_demos_tissue_better_than_its_own_he_looks(tmp_path):
+    run_demo(tmp_path, "tuned", 0, "auto", lambda line: None)
+    scores = json.loads((tmp_path / "metrics.json").read_text())
+    he, real = (read_image(tmp_path / f"{name}.png") for name in ("he", "real_ihc"))
+    untouched = score(he, real, he)
+    assert scores["hist_rgb256"] > untouched["hist_rgb256"]
+    assert scores["vif_source"] > 0.1
+    deviation = [abs(which["iod_virtual"] - which["iod_real"]) for which in (scores, untouched)]
+    assert deviation[0] < deviation[1]
+
+
+# The trajectory
+
+
+def step(time, ratio, loss=None):
+    level = torch.full((1, 3, 8, 6), time / 10)
+    return StepReport(time, torch.tensor([ratio]), loss, level)
+
+
+def test_a_trajectory_keeps_the_frames_that_it_was_asked_for_from_noise_to_image():
+    watch = Trajectory([3, 0])
+    for time in (3, 2, 1, 0):
+        watch(step(time, 0.1, loss=1.0 if time < 2 else None))
+    strip = watch.strip()
+    assert strip.shape == (8, 12, 3)
+    assert strip[0, 0, 0] > strip[0, 6, 0]  # index 3 to the left of index 0
+    assert (set(watch.ratios), set(watch.losses)) == ({0, 1, 2, 3}, {0, 1})
+
+
+def test_the_summary_is_one_line_that_leaves_the_noiseless_last_step_out():
+    watch = Trajectory()
+    assert watch.summary() == "no guidance"
+    for time, ratio in ((2, 0.1), (1, 0.3), (0, 1e9)):
+        watch(step(time, ratio))
+    assert watch.summary() == "shift / noise 0.1 at t = 2, 0.3 at t = 1, 0.3 at t = 1; mean 0.2"
+
+
+# Tables
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Short settings for every row."""
+    monkeypatch.setattr(reproduce, "preset", quick)
+    monkeypatch.setattr(reproduce, "load_model", lambda *given, **more: tiny_model((MARKER,)))
+    monkeypatch.setattr(reproduce, "TILE", 64)
+    first = lambda mpp, every=reproduce.held_out_tiles: tuple(tiles[:1] for tiles in every(mpp))  # noqa: E731
+    monkeypatch.setattr(reproduce, "held_out_tiles", first)
+
+
+@pytest.mark.parametrize(("mpp", "count"), [(1.0, 2), (0.5, 8), (None, 8)])
+def test_held_out_tiles_cover_the_region_in_pairs_at_the_models_scale(mpp, count):
+    sources, reals = reproduce.held_out_tiles(mpp)
+    assert len(sources) == len(reals) == count
+    for tiles, image in zip((sources, reals), twin_region("test"), strict=True):
+        scaled = at_scale(image, mpp)
+        assert all(tile.shape == (reproduce.TILE, reproduce.TILE, 3) for tile in tiles)
+        across = scaled.shape[1] // reproduce.TILE
+        rows = [np.hstack(tiles[i : i + across]) for i in range(0, count, across)]
+        assert np.array_equal(np.vstack(rows), scaled)
+
+
+def test_every_row_is_an_ablation_and_every_ablation_a_row():
+    rows = [name for table in reproduce.TABLES.values() for name in table]
+    assert sorted(rows) == sorted(ABLATIONS)
+
+
+def row(out, said, changes=(), seed=0, sources=None):
+    """The tiles of a row, made or read."""
+    sources = sources or [tissue(64, 64), tissue(64, 64, seed=1)]
+    model = tiny_model((MARKER,))
+    return reproduce._tiles(model, "tuned", "a row", changes, seed, sources, out, CPU, said.append)
+
+
+def test_a_row_that_is_there_is_read_and_not_made_again(tmp_path, short):
+    said = []
+    first = row(tmp_path, said)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    second = row(tmp_path, said)
+    assert len(said) == 1
+    assert len(times) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_row_with_a_missing_tile_or_other_settings_is_made_again(tmp_path, short):
+    said = []
+    first = row(tmp_path, said)
+    next(tmp_path.rglob("1.png")).unlink()
+    again = row(tmp_path, said)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    other = row(tmp_path, said, ("energy.guidance=none",))
+    assert len(said) == 3
+    assert not np.array_equal(first[0], other[0])
+    assert not np.array_equal(first[0], row(tmp_path, said, seed=1)[0])
+
+
+def test_tiles_of_two_settings_are_never_read_as_one_row(tmp_path, short, monkeypatch):
+    said = []
+    first = row(tmp_path, said)
+
+    def stopping(path, pixels):
+        if path.name == "1.png":
+            raise KeyboardInterrupt
+        write_image(path, pixels)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reproduce, "write_image", stopping)
+        row(tmp_path, said, ("energy.guidance=none",))
+    assert all(np.array_equal(a, b) for a, b in zip(first, row(tmp_path, said), strict=True))
+
+
+def test_a_row_of_real_tiles_has_the_best_scores():
+    (sources, reals), nucleus = reproduce.held_out_tiles(1.0), 8.0
+    psnr, _, vif_real, histogram, iod = reproduce._scores([reals], sources, reals, nucleus)[0]
+    assert psnr == math.inf
+    assert (vif_real, histogram, iod) == pytest.approx((1, 1, 0))
+
+
+def test_a_cell_is_a_mean_with_its_interval_and_of_one_seed_a_mean():
+    assert reproduce._cell([0.5]) == "0.5"
+    assert reproduce._cell([2.0, 2.0, 2.0]) == "2 [2, 2]"
+    assert reproduce._cell([1.0, 3.0]).startswith("2 [")
+
+
+def test_a_table_has_the_presets_row_and_its_ablations_and_goes_on(tmp_path, short):
+    said = []
+    path = reproduce.reproduce_twin("table1", "tuned", 2, tmp_path, "cpu", said.append)
+    lines = [line.split("|")[1].strip() for line in path.read_text().splitlines() if line.startswith("|")]
+    assert lines == ["row", "---", "tuned", *reproduce.TABLES["table1"]]
+    values = json.loads((tmp_path / "table1-tuned.json").read_text())
+    assert list(values["seeds"]) == lines[2:]
+    assert all(np.shape(seeds) == (2, len(reproduce.COLUMNS)) for seeds in values["seeds"].values())
+    assert (tmp_path / "table1-tuned.html").exists()
+    before, made = path.read_bytes(), len(said)
+    path.unlink()
+    reproduce.reproduce_twin("table1", "tuned", 2, tmp_path, "cpu", said.append)
+    assert path.read_bytes() == before
+    assert len(said) == made + 1  # the table alone
