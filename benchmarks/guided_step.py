@@ -53,4 +53,6 @@ pairs = [(seconds(plain, 200), seconds(guided, 200)) for _ in range(arguments.pa
 ratios = sorted(g / p for p, g in pairs)
 print(f"plain step   {statistics.median(p for p, _ in pairs):.3f} s")
 print(f"guided step  {statistics.median(g for _, g in pairs):.3f} s")
-print(f"ratio        {statistics.median(ratios):.3f}  (from {ratios[0]:.3f} to {ratios[-1]:.3f}, {len(pairs)} pairs)")
+print(
+    f"ratio        {statistics.median(ratios):.3f}  (from {ratios[0]:.3f} to {ratios[-1]:.3f}, {len(pairs)} pairs)"
+)

@@ -1,6 +1,6 @@
 """What bf16 changes in finished images: held-out tissue translated in fp32 and in bf16 from the same noise.
 
-    python benchmarks/precision.py [--preset tuned] [--seeds 2]
+python benchmarks/precision.py [--preset tuned] [--seeds 2]
 """
 
 import argparse
@@ -19,10 +19,14 @@ arguments = parser.parse_args()
 
 seconds, results = {}, {}
 for precision in ("fp32", "bf16"):
-    stainer = VirtualStainer.load(preset=arguments.preset, marker="FHL2", device=arguments.device, precision=precision)
+    stainer = VirtualStainer.load(
+        preset=arguments.preset, marker="FHL2", device=arguments.device, precision=precision
+    )
     tiles, _ = held_out_tiles(stainer.model.card.mpp)
     began = time.perf_counter()
-    results[precision] = [stainer.translate(t, seed=s, name=str(i)) for s in range(arguments.seeds) for i, t in enumerate(tiles)]
+    results[precision] = [
+        stainer.translate(t, seed=s, name=str(i)) for s in range(arguments.seeds) for i, t in enumerate(tiles)
+    ]
     seconds[precision] = time.perf_counter() - began
 same = [psnr(a, b) for a, b in zip(results["bf16"], results["fp32"], strict=True)]
 half = len(results["fp32"]) // 2
@@ -30,4 +34,6 @@ other = [psnr(a, b) for a, b in zip(results["fp32"][:half], results["fp32"][half
 print(f"preset {arguments.preset}, {len(same)} tiles")
 print(f"PSNR of bf16 against fp32, same noise: mean {statistics.mean(same):.1f} dB, least {min(same):.1f} dB")
 print(f"PSNR of one seed against another, fp32:  mean {statistics.mean(other):.1f} dB")
-print(f"time: fp32 {seconds['fp32']:.0f} s, bf16 {seconds['bf16']:.0f} s, ratio {seconds['fp32'] / seconds['bf16']:.2f}")
+print(
+    f"time: fp32 {seconds['fp32']:.0f} s, bf16 {seconds['bf16']:.0f} s, ratio {seconds['fp32'] / seconds['bf16']:.2f}"
+)

@@ -156,6 +156,17 @@ def test_results_of_other_settings_are_not_taken_for_ones_own(
     assert contents(ihc) == before
 
 
+def test_results_of_other_weights_under_the_same_name_are_not_taken_for_ones_own(
+    he, tmp_path, translate, mistake
+):
+    translate(he / "a.png", tmp_path / "ihc")
+    retrained = tiny_model(("Ki67", "ER"))
+    retrained.score.unet.conv_out.bias += 0.01
+    save_model(tmp_path / "retrained", retrained)
+    line = mistake(2, "translate", he / "a.png", tmp_path / "ihc", "--model", tmp_path / "retrained", *QUICK)
+    assert "'model'" in line
+
+
 def test_overwrite_makes_results_again(he, tmp_path, translate):
     translate(he / "a.png", tmp_path / "ihc")
     before = contents(tmp_path / "ihc")
@@ -170,7 +181,7 @@ def test_the_record_says_how_each_result_was_made(he, tmp_path, translate):
     record = json.loads((tmp_path / "ihc" / "translation.json").read_text())
     made = {name: record["runs"][entry["run"]] for name, entry in record["images"].items()}
     assert {name: run["seed"] for name, run in made.items()} == {"a.png": 0, "b.png": 1}
-    assert made["a.png"]["model"] == "tiny"
+    assert made["a.png"]["model"].startswith("tiny ")
     assert made["a.png"]["config"]["reverse"]["steps"] == 2
     assert (record["images"]["a.png"]["mpp"], record["images"]["b.png"]["mpp"]) == (None, 1.0)
     assert "not for diagnosis" in record["notice"]

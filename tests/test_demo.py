@@ -10,9 +10,9 @@ import torch
 
 from miudiff import demo, reproduce
 from miudiff.data.twin import MARKER, twin_region
-from miudiff.demo import dab_picture, run_demo, score
 from miudiff.demo import _at_scale as at_scale
 from miudiff.demo import _page as page
+from miudiff.demo import dab_picture, run_demo, score
 from miudiff.images import read_image, resize, write_image
 from miudiff.methods.miu_diff import StepReport
 from miudiff.methods.model import SHIPPED, model_folder
@@ -74,7 +74,14 @@ def test_the_region_is_brought_to_the_models_scale():
 def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
     images = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
     scores = {"psnr_real": 12.3456, "vif_source": math.inf}
-    page(tmp_path / "report.html", {name: tissue(seed=i) for i, name in enumerate(images)}, scores, "tuned", 7, 3.2)
+    page(
+        tmp_path / "report.html",
+        {name: tissue(seed=i) for i, name in enumerate(images)},
+        scores,
+        "tuned",
+        7,
+        3.2,
+    )
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == len(images)
     assert all(word in text for word in ("psnr_real", "12.35", "vif_source", "Preset tuned, seed 7, in 3 s."))
@@ -87,9 +94,13 @@ def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
 def tiny_stainer(monkeypatch):
     """Puts a tiny model with short settings in the place of the one that ships, and gives it a part of the region."""
     monkeypatch.setattr(
-        VirtualStainer, "load", lambda *given, **more: VirtualStainer(tiny_model((MARKER,)), quick("tuned"), CPU)
+        VirtualStainer,
+        "load",
+        lambda *given, **more: VirtualStainer(tiny_model((MARKER,)), quick("tuned"), CPU),
     )
-    monkeypatch.setattr(demo, "twin_region", lambda region: [image[:128, :128] for image in twin_region(region)])
+    monkeypatch.setattr(
+        demo, "twin_region", lambda region: [image[:128, :128] for image in twin_region(region)]
+    )
 
 
 def test_the_demo_writes_all_that_it_promises(tmp_path, tiny_stainer):
@@ -116,9 +127,8 @@ def test_the_weights_that_ship_stain_the_demos_tissue_better_than_its_own_he_loo
     he, real = (read_image(tmp_path / f"{name}.png") for name in ("he", "real_ihc"))
     untouched = score(he, real, he)
     assert scores["hist_rgb256"] > untouched["hist_rgb256"]
-    assert scores["vif_source"] > 0.1
-    deviation = [abs(which["iod_virtual"] - which["iod_real"]) for which in (scores, untouched)]
-    assert deviation[0] < deviation[1]
+    turned = read_image(tmp_path / "virtual_ihc.png")[::-1, ::-1]
+    assert scores["vif_source"] > 2 * score(turned, real, he)["vif_source"]  # the tissue stays where it is
 
 
 # The trajectory
@@ -216,9 +226,10 @@ def test_tiles_of_two_settings_are_never_read_as_one_row(tmp_path, short, monkey
             raise KeyboardInterrupt
         write_image(path, pixels)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(reproduce, "write_image", stopping)
-        row(tmp_path, said, ("energy.guidance=none",))
+        with pytest.raises(KeyboardInterrupt):
+            row(tmp_path, said, ("energy.guidance=none",))
     assert all(np.array_equal(a, b) for a, b in zip(first, row(tmp_path, said), strict=True))
 
 
@@ -237,15 +248,15 @@ def test_a_cell_is_a_mean_with_its_interval_and_of_one_seed_a_mean():
 
 def test_a_table_has_the_presets_row_and_its_ablations_and_goes_on(tmp_path, short):
     said = []
-    path = reproduce.reproduce_twin("table1", "tuned", 2, tmp_path, "cpu", said.append)
+    path = reproduce.reproduce_twin("table2", "tuned", 2, tmp_path, "cpu", said.append)
     lines = [line.split("|")[1].strip() for line in path.read_text().splitlines() if line.startswith("|")]
-    assert lines == ["row", "---", "tuned", *reproduce.TABLES["table1"]]
-    values = json.loads((tmp_path / "table1-tuned.json").read_text())
+    assert lines == ["row", "---", "tuned", *reproduce.TABLES["table2"]]
+    values = json.loads((tmp_path / "table2-tuned.json").read_text())
     assert list(values["seeds"]) == lines[2:]
     assert all(np.shape(seeds) == (2, len(reproduce.COLUMNS)) for seeds in values["seeds"].values())
-    assert (tmp_path / "table1-tuned.html").exists()
+    assert (tmp_path / "table2-tuned.html").exists()
     before, made = path.read_bytes(), len(said)
     path.unlink()
-    reproduce.reproduce_twin("table1", "tuned", 2, tmp_path, "cpu", said.append)
+    reproduce.reproduce_twin("table2", "tuned", 2, tmp_path, "cpu", said.append)
     assert path.read_bytes() == before
     assert len(said) == made + 1  # the table alone

@@ -120,6 +120,9 @@ def translate(
     )
     outcome = translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
     say(f"{len(outcome.written)} written, {len(outcome.skipped)} there already, {len(outcome.failed)} failed")
+    if outcome.failed:
+        more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
+        print(f"miudiff: {outcome.failed[0][1]}{more}", file=sys.stderr)
     return outcome.exit_code
 
 

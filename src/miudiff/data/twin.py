@@ -3,7 +3,7 @@
 No laboratory stains one section twice, so no real pair is aligned to the pixel. A twin is: an IHC image is separated into
 hematoxylin and DAB (Ruifrok), and the same tissue is rendered as H&E by Beer-Lambert: nuclei take hematoxylin, everything that
 is tissue takes eosin. What DAB said about the antigen is lost on the way, as it is in a real H&E: a nucleus' density is
-saturated, so that a positive nucleus is not darker than a negative one, and cytoplasmic DAB becomes ordinary eosin.
+saturated, so that a positive nucleus, however dense, is at most an eighth darker than a typical negative one, and cytoplasmic DAB becomes ordinary eosin.
 
 The built-in set comes from scikit-image's `immunohistochemistry` (colon, FHL2 in DAB, hematoxylin; 512 x 512): its left half is
 for training, its right half is held out. Its scale is not stated by its source; 0.5 um/px is an estimate from the size of
@@ -52,8 +52,8 @@ def render_twin(ihc: Pixels, where: Where, light: Floats | None = None) -> Pixel
     chromatin = hematoxylin + dab if where == "nuclear" else np.clip(hematoxylin - 0.1 * dab, 0, None)
     # Saturation: beyond twice the half-point a nucleus is a nucleus, however much DAB it holds.
     # Never below 0.1, or the grain of a pale camera field would become nuclei.
-    half = max(0.1, 0.6 * _typical_nucleus(hematoxylin, dab))
-    nuclei = chromatin**2 / (chromatin**2 + half**2)
+    half = max(0.1, 0.5 * _typical_nucleus(hematoxylin, dab))
+    nuclei = chromatin**3 / (chromatin**3 + half**3)
     # Eosin follows all matter: cytoplasm strong, stroma weak, glass none; nuclei displace it.
     matter = 0.5 * (hematoxylin + dab) + 0.5 * ndimage.gaussian_filter(hematoxylin + dab, 1.5)
     tissue = ndimage.gaussian_filter(1 - np.exp(-(((hematoxylin + dab) / 0.05) ** 2)), 2.0)
