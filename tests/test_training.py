@@ -269,7 +269,7 @@ def test_states_hold_no_code(tmp_path):
 def test_the_average_follows_its_formula():
     module = torch.nn.Linear(1, 1, bias=False)
     average = Average(module, 0.5)
-    expected = float(module.weight)
+    expected = float(module.weight.detach())
     for n in range(1, 12):
         with torch.no_grad():
             module.weight.fill_(n)
