@@ -250,7 +250,7 @@ def test_a_table_has_the_presets_row_and_its_ablations_and_goes_on(tmp_path, sho
     said = []
     path = reproduce.reproduce_twin("table2", "tuned", 2, tmp_path, "cpu", said.append)
     lines = [line.split("|")[1].strip() for line in path.read_text().splitlines() if line.startswith("|")]
-    assert lines == ["row", "---", "tuned", *reproduce.TABLES["table2"]]
+    assert lines == ["row", "---", "paper", "tuned", *reproduce.TABLES["table2"]]
     values = json.loads((tmp_path / "table2-tuned.json").read_text())
     assert list(values["seeds"]) == lines[2:]
     assert all(np.shape(seeds) == (2, len(reproduce.COLUMNS)) for seeds in values["seeds"].values())

@@ -28,7 +28,7 @@ from miudiff.noise import NoiseKey
 TILE = 128
 NUCLEUS = 8.0  # um
 TABLES: Mapping[str, tuple[str, ...]] = {
-    "table1": ("I-guided", "U-guided", "w/o MI", "l2", "w/o PCL", "SDEdit"),
+    "table1": ("Eq. 2", "I-guided", "U-guided", "w/o MI", "l2", "w/o PCL", "w/o tone", "SDEdit"),
     "table2": ("t0'=80", "t0'=10", "S=500", "S=100"),
 }
 COLUMNS = ("PSNR", "VIF (source)", "VIF (real)", "Hist (RGB-256)", "IOD deviation, % of real")
@@ -51,17 +51,26 @@ def reproduce_twin(
     placement = place(device)
     model = load_model(placement=placement)
     sources, reals = held_out_tiles(model.card.mpp)
-    rows: list[tuple[str, tuple[str, ...]]] = [(base, ())] + [
-        (name, ABLATIONS[name]) for name in TABLES[table]
-    ]
     results: dict[str, list[list[Pixels]]] = {}
-    for name, changes in rows:
+    for name, preset_name, changes in table_rows(table, base):
         results[name] = [
-            _tiles(model, base, name, changes, seed, sources, out, placement, say) for seed in range(seeds)
+            _tiles(model, preset_name, name, changes, seed, sources, out, placement, say)
+            for seed in range(seeds)
         ]
     nucleus = NUCLEUS / (model.card.mpp or SKIMAGE_MPP)
     scores = {name: _scores(fakes, sources, reals, nucleus) for name, fakes in results.items()}
     return _write(table, base, scores, results, sources, reals, seeds, out, say)
+
+
+def table_rows(table: str, base: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(row, preset, changes): each preset as it is, then `base` with each change of the table that changes it."""
+    whole = [(name, name, ()) for name in PRESETS]
+    changed = [
+        (name, base, ABLATIONS[name])
+        for name in TABLES[table]
+        if preset(base, ABLATIONS[name]) != PRESETS[base]
+    ]
+    return [*whole, *changed]
 
 
 def held_out_tiles(mpp: float | None) -> tuple[list[Pixels], list[Pixels]]:
@@ -149,7 +158,7 @@ def _write(
         [name, *(_cell([row[i] for row in values]) for i in range(len(COLUMNS)))]
         for name, values in scores.items()
     ]
-    note = f"Twin set, held-out region, {len(sources)} tiles of {TILE} x {TILE} at the model's scale, {seeds} seeds; mean [95 % bootstrap interval over seeds]. Preset {base}."
+    note = f"Twin set, held-out region, {len(sources)} tiles of {TILE} x {TILE} at the model's scale, {seeds} seeds; mean [95 % bootstrap interval over seeds]. Rows below the presets change the preset {base}."
     stem = f"{table}-{base}"
     path = out / f"{stem}.md"
     write_bytes(path, f"{markdown_table(header, body)}\n\n{note}\n".encode())

@@ -26,13 +26,15 @@ TUNED = parse(
 
 PRESETS: Mapping[str, MIUDiffConfig] = {"paper": PAPER, "tuned": TUNED}
 
-# Table 1 and Table 2 as changes of a preset.
+# Table 1 and Table 2 as changes of a preset; the first and the last row of Table 1 here are what a preset may leave out or add.
 ABLATIONS: Mapping[str, tuple[str, ...]] = {
+    "Eq. 2": ("energy.guidance=full",),
     "I-guided": ("energy.guidance=shared",),
     "U-guided": ("energy.guidance=unique",),
     "w/o MI": ("energy.guidance=none",),
     "l2": ("refinement.loss=l2",),
     "w/o PCL": ("refinement.loss=none",),
+    "w/o tone": ("reverse.tone=false",),
     "t0'=80": ("refinement.start=80",),
     "t0'=10": ("refinement.start=10",),
     "S=500": ("reverse.start=500",),
