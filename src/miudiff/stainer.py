@@ -6,6 +6,7 @@ stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
@@ -21,7 +22,7 @@ from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
 from miudiff.methods.model import SHIPPED, Model, load_model
 from miudiff.methods.presets import preset as named_preset
 from miudiff.noise import NoiseKey
-from miudiff.tiling import over_tiles
+from miudiff.tiling import over_tiles, places
 
 OVERLAP = 32  # pixels over which two tiles are blended
 MIN_SIDE = 64  # two patches of the MI estimator, if they are of 32
@@ -135,9 +136,8 @@ class VirtualStainer:
                 )
             return to_uint8(ihc)[0]
 
-        result = over_tiles(
-            resize(image, rows, columns), one, self.tile, min(OVERLAP, self.tile // 4), self._multiple
-        )
+        resized = resize(image, rows, columns)
+        result = over_tiles(resized, one, self.tile, self._overlap, self._multiple)
         return resize(result, height, width)
 
     @property
@@ -146,8 +146,19 @@ class VirtualStainer:
         return max(self.model.card.tile // self._multiple, 1) * self._multiple
 
     @property
+    def _overlap(self) -> int:
+        return min(OVERLAP, self.tile // 4)
+
+    @property
     def _multiple(self) -> int:
         return 2 ** (len(self.model.score.unet.config.block_out_channels) - 1)
+
+    def steps(self, rows: int, columns: int) -> int:
+        """How many reverse steps, over all tiles, an image of that working size takes."""
+        multiple = self._multiple
+        padded = (-(-side // multiple) * multiple for side in (rows, columns))
+        tiles = math.prod(len(places(side, self.tile, self._overlap)) for side in padded)
+        return tiles * len(self.method.reverse.sde)
 
     def working_size(self, height: int, width: int, mpp: float | None) -> tuple[int, int]:
         """The image's (rows, columns) at the model's scale.

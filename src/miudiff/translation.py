@@ -51,6 +51,10 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         pairs = [(path, target / path.name) for path in list_images(source)]
     elif target.suffix.lower() in SUFFIXES and not target.is_dir():
         pairs = [(source, target)]
+    elif target.suffix[1:].isalpha() and not target.exists():
+        raise DataError(
+            f"{target}: cannot write '{target.suffix}' files, expected one of {', '.join(SUFFIXES)}, or a folder that is there"
+        )
     else:
         pairs = [(source, target / source.name)]
     for path, result in pairs:
@@ -103,6 +107,7 @@ def translate_files(
             say(
                 f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
             )
+            stainer.method.watch = _Steps(stainer.steps(rows, columns), say)
             ihc = stainer.translate(pixels, scale, seed, path.name)
         except MiudiffError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
@@ -116,6 +121,24 @@ def translate_files(
         left = each * (len(pairs) - number)
         say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left / 60:.0f} min left")
     return Outcome(tuple(written), tuple(skipped), tuple(failed))
+
+
+class _Steps:
+    """Says how far an image is, every ten seconds: give it to a method as `watch`."""
+
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self.total, self.say, self.done = total, say, 0
+        self.began = self.told = time.monotonic()
+
+    def __call__(self, report: object) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.told > 10:
+            rate = self.done / (now - self.began)
+            self.say(
+                f"  step {self.done}/{self.total}  {rate:.1f} steps/s  {(self.total - self.done) / rate:.0f} s left"
+            )
+            self.told = now
 
 
 def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[float | None, str]:
