@@ -28,7 +28,7 @@ ALLOWED = {
     "runs": {*LEARNING, *CORE, "methods"},
     "trajectory": {"methods"},
     "calibration": {"methods", "stainer"},
-    "translation": {"checkpoints", "stainer"},
+    "translation": {"checkpoints", "methods", "stainer"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
     "reproduce": {"checkpoints", "data", "evaluation", "methods"},
     "doctor": {"methods"},

@@ -1,11 +1,13 @@
 """A file or a folder of H&E images to virtual IHC, each result under its source's name.
 
 Finished means renamed into place: what is there is whole, and the same command skips it and goes on. `translation.json` beside
-the results says how each was made; one of other settings is not taken for this command's. One bad file does not stop the rest.
+the results says how each was made; one of other settings is not taken for this command's. `translation-steps.jsonl` has for each
+image what guidance and refinement did in each step: [t, shift / noise, loss]. One bad file does not stop the rest.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ from miudiff import __version__
 from miudiff.checkpoints import read_json, write_json
 from miudiff.errors import DataError, MiudiffError
 from miudiff.images import SUFFIXES, list_images, read_image, read_scale, write_image
+from miudiff.methods.miu_diff import StepReport
 from miudiff.stainer import VirtualStainer
 
 RECORD = "translation.json"
+STEPS = "translation-steps.jsonl"
 NOTICE = "virtual stain: for research use only, not for diagnosis"
 
 
@@ -107,7 +111,8 @@ def translate_files(
             say(
                 f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
             )
-            stainer.method.watch = _Steps(stainer.steps(rows, columns), say)
+            steps = _Steps(stainer.steps(rows, columns), say)
+            stainer.method.watch = steps
             ihc = stainer.translate(pixels, scale, seed, path.name)
         except MiudiffError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
@@ -115,6 +120,7 @@ def translate_files(
             say(f"failed: {message}")
             continue
         _record(folder / RECORD, settings, result.name, {"source": str(path), "mpp": scale})
+        _append(folder / STEPS, {"image": result.name, "seed": seed, "steps": steps.log})
         write_image(result, ihc, scale)
         written.append(result)
         each = (time.monotonic() - began) / len(written)
@@ -123,15 +129,22 @@ def translate_files(
     return Outcome(tuple(written), tuple(skipped), tuple(failed))
 
 
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 class _Steps:
-    """Says how far an image is, every ten seconds: give it to a method as `watch`."""
+    """Says how far an image is, every ten seconds, and keeps each step's (t, shift / noise, loss): a method's `watch`."""
 
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self.total, self.say, self.done = total, say, 0
         self.began = self.told = time.monotonic()
+        self.log: list[tuple[int, float, float | None]] = []
 
-    def __call__(self, report: object) -> None:
+    def __call__(self, report: StepReport) -> None:
         self.done += 1
+        self.log.append((report.time, float(f"{float(report.ratio.mean()):.3g}"), report.loss))
         now = time.monotonic()
         if now - self.told > 10:
             rate = self.done / (now - self.began)
