@@ -179,7 +179,9 @@ def test_the_record_says_how_each_result_was_made(he, tmp_path, translate):
     translate(he / "a.png", tmp_path / "ihc")
     translate(he / "b.png", tmp_path / "ihc", "--seed", 1, "--mpp", 1)
     record = json.loads((tmp_path / "ihc" / "translation.json").read_text())
-    steps = [json.loads(line) for line in (tmp_path / "ihc" / "translation-steps.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (tmp_path / "ihc" / "translation-steps.jsonl").read_text().splitlines()
+    ]
     assert all(len(step) == 3 for line in steps for step in line["steps"])
     assert sorted({line["image"] for line in steps}) == sorted(record["images"])
     made = {name: record["runs"][entry["run"]] for name, entry in record["images"].items()}

@@ -1,7 +1,8 @@
 """Choosing the guidance scale: c such that the energy's shift is a stated share of each step's noise.
 
-The printed formula (c = 1, mean over patches) moves an image by some 1e-5 of the noise, so a scale has to be chosen, and what it
-should be depends on the estimator. The ratio is linear in c, so one unguided-size run tells it.
+The printed formula (c = 1, mean over patches) moves an image by 1e-5 to 1e-4 of the noise, so a scale has to be chosen, and what it
+should be depends on the estimator. The ratio is linear in c at a given image; the walk that the images take
+answers to c too, so the scale is corrected in a few runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
 from miudiff.methods.model import Model
 from miudiff.noise import NoiseKey
 from miudiff.stainer import VirtualStainer
+
+ROUNDS = 3  # the second correction is some per cent, the third less than one
 
 
 def calibrate(
@@ -36,12 +39,26 @@ def calibrate(
     Raises:
         ConfigError: The energy has no gradient, so no scale moves anything.
     """
-    probe = config.model_copy(
-        update={
-            "guidance": config.guidance.model_copy(update={"scale": 1e-3, "normalise": "none"}),
-            "refinement": config.refinement.model_copy(update={"loss": "none"}),
-        }
-    )
+    scale, ratios = 1e-3, _ratios(model, marker, config, placement, he, 1e-3)
+    for _ in range(ROUNDS):
+        # The last step has no noise to compare with, and steps below `guidance.until` are not guided.
+        moving = [r for index, r in ratios.items() if index > 0 and r > 0]
+        if not moving:
+            raise ConfigError(
+                "the energy has no gradient with these settings, so no scale moves anything; choose another energy.guidance"
+            )
+        scale *= target * len(moving) / sum(moving)
+        ratios = _ratios(model, marker, config, placement, he, scale)
+    return scale, ratios
+
+
+def _ratios(
+    model: Model, marker: str | None, config: MIUDiffConfig, placement: Placement, he: Tensor, scale: float
+) -> dict[int, float]:
+    """Shift over noise at each index of a run with `scale`, without refinement."""
+    guidance = config.guidance.model_copy(update={"scale": scale, "normalise": "none"})
+    refinement = config.refinement.model_copy(update={"loss": "none"})
+    probe = config.model_copy(update={"guidance": guidance, "refinement": refinement})
     ratios: dict[int, float] = {}
 
     def watch(report: StepReport) -> None:
@@ -49,15 +66,7 @@ def calibrate(
 
     method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, watch, model.tone(marker))
     method.translate(he, [NoiseKey(0, f"calibration{i}") for i in range(len(he))])
-    # The last step has no noise to compare with, and steps below `guidance.until` are not guided.
-    moving = [r for index, r in ratios.items() if index > 0 and r > 0]
-    if not moving:
-        raise ConfigError(
-            "the energy has no gradient with these settings, so no scale moves anything; choose another energy.guidance"
-        )
-    mean = sum(moving) / len(moving)
-    scale = 1e-3 * target / mean
-    return scale, {index: r * scale / 1e-3 for index, r in ratios.items()}
+    return ratios
 
 
 def calibrate_files(

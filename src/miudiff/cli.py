@@ -60,7 +60,7 @@ def train(config: str, *changes: str) -> int:
     Parameters
     ----------
     config: A YAML file, or the name of a recipe that ships with the package.
-    changes: key=value words that change single values, as in optimizer.lr=2e-5.
+    changes: key=value words that change single values, as in score.optimizer.lr=2e-5.
     """
     from miudiff.config import override, parse, read_yaml
     from miudiff.recipes import recipe_path

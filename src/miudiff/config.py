@@ -1,6 +1,6 @@
 """Typed configuration from YAML: strict, with one line for each mistake. A key that is not known names the nearest that is.
 
-A run is one YAML file; `key=value` words after it override single values (`optimizer.lr=2e-5`, `data.sources.0.mpp=0.5`).
+A run is one YAML file; `key=value` words after it override single values (`score.optimizer.lr=2e-5`, `data.sources.0.mpp=0.5`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def override(values: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         path, equals, text = word.partition("=")
         if not equals or not path:
-            raise ConfigError(f"'{word}': expected key=value, as in optimizer.lr=2e-5")
+            raise ConfigError(f"'{word}': expected key=value, as in score.optimizer.lr=2e-5")
         try:
             value = yaml.load(text, _Loader)
         except yaml.YAMLError as error:

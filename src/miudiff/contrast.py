@@ -24,9 +24,11 @@ def patch_nce(query: Tensor, key: Tensor, temperature: float = 0.07) -> Tensor:
     Args:
         query, key: Unit features [B, P, C]; no gradient flows into `key`.
     """
-    key = key.detach()
-    positive = (query * key).sum(-1, keepdim=True)
-    negative = query @ key.transpose(1, 2)
+    # In full precision: at a temperature of 0.07 bf16's two digits would be seen in the logits.
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = query.float(), key.detach().float()
+        positive = (query * key).sum(-1, keepdim=True)
+        negative = query @ key.transpose(1, 2)
     own = torch.eye(query.shape[1], dtype=torch.bool, device=query.device)
     logits = torch.cat([positive, negative.masked_fill(own, SELF_LOGIT)], -1) / temperature
     return F.cross_entropy(

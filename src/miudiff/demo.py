@@ -24,7 +24,9 @@ def run_demo(out: Path, preset: str, seed: int, device: str, say: Callable[[str]
     stainer = VirtualStainer.load(preset=preset, marker=MARKER, device=device)
     he, real = (_at_scale(image, stainer.model.card.mpp) for image in twin_region("test"))
     steps = len(stainer.method.reverse.sde)
-    watch = Trajectory([steps - 1, *(round(steps * f) for f in (0.75, 0.5, 0.25, 0.1)), 0])
+    sde = stainer.method.reverse.sde
+    shown = [steps - 1, *(int((steps - 1) * f) for f in (0.75, 0.5, 0.25, 0.1)), 0]
+    watch = Trajectory([int(sde.network_time(i)) for i in shown])
     stainer.method.watch = _with_progress(watch, steps, say)
     say(f"{stainer.model.card.name}, marker {MARKER}, preset {preset}, {steps} steps, {stainer.placement}")
     fake = stainer.translate(he, seed=seed, name="demo")

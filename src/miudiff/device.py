@@ -46,7 +46,7 @@ def place(device: str = "auto", precision: Precision = "auto") -> Placement:
     """The placement for what the user asked.
 
     Args:
-        device: "auto" (CUDA, else MPS, else CPU), or a torch device such as "cuda:0".
+        device: "auto" (CUDA, else CPU; MPS on request), or a torch device such as "cuda:0".
 
     Raises:
         DeviceError: The device is not there; it does not fall back.
@@ -68,7 +68,7 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cpu")  # MPS has not been tried, so it is taken only where it is asked for
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

@@ -56,7 +56,7 @@ class RunConfig(Strict):
 
 
 # May differ between the start of a run and its continuation; anything else would make it another run.
-_FREE = ("out", "steps", "device", "precision", "log_every", "save_every", "workers")
+_FREE = ("out", "held_out", "steps", "device", "precision", "log_every", "save_every", "workers")
 
 
 def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
@@ -77,6 +77,10 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
     if config.score.network.markers not in (None, len(config.markers)):
         raise ConfigError(
             f"score.network.markers: found {config.score.network.markers}, expected {len(config.markers)}, the number of 'markers'"
+        )
+    if config.task == "score" and len(config.markers) > 1 and config.score.network.markers is None:
+        raise ConfigError(
+            f"score.network.markers: missing, expected {len(config.markers)}, the number of 'markers'"
         )
     images = find_images(config.data, config.markers, say if main else _silent)
     if main:
@@ -122,11 +126,9 @@ def _same_run(config: RunConfig) -> None:
 
 
 def _fixed(config: RunConfig) -> dict[str, object]:
-    """What may not change; the optimizer may, so that a run that met a NaN can go on with a lower rate."""
-    values = config.model_dump(exclude=set(_FREE))
-    return values | {
-        task: {k: v for k, v in values[task].items() if k != "optimizer"} for task in ("score", "mi")
-    }
+    """What may not change. Images may lie elsewhere on another machine; after a NaN the optimizer may go on more slowly."""
+    nested = {"data": {"root"}, "score": {"optimizer"}, "mi": {"optimizer"}}
+    return config.model_dump(exclude={**dict.fromkeys(_FREE, True), **nested})
 
 
 def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]) -> None:
@@ -136,7 +138,7 @@ def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]
     estimator.load_state_dict(learner.average.weights())
     tiles = Tiles(find_images(config.held_out, config.markers), config.held_out, config.seed + 1)
     y0 = torch.stack([tiles[i]["ihc"] for i in range(16)])  # type: ignore[misc]
-    curve = held_out_curve(estimator, config.mi, y0, (1, 10, 50, 100, 200, 299))
+    curve = held_out_curve(estimator, y0, (-1, 1, 10, 50, 100, 200, 299))
     write_json(
         config.out / "held_out.json",
         {str(t): {"clean_structure": a, "noised_structure": b} for t, (a, b) in curve.items()},

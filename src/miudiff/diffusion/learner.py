@@ -8,6 +8,7 @@ between the true posterior and the model's step, or the discretised likelihood a
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusers import UNet2DModel
 from pydantic import Field
 from torch import Tensor
 
-from miudiff.checkpoints import Part, save_weights
+from miudiff.checkpoints import Part, save_weights, write_json
 from miudiff.config import Strict
 from miudiff.diffusion.adm import load_adm
 from miudiff.diffusion.sampling import denoised, log_variance, posterior
@@ -94,7 +95,7 @@ class ScoreLearner:
         unet = self.model.unet
         tensors = dict(unet.state_dict()) | self.average.weights()
         folder.mkdir(parents=True, exist_ok=True)
-        unet.save_config(folder)
+        write_json(folder / "config.json", json.loads(unet.to_json_string()))
         save_weights(folder / "diffusion_pytorch_model.safetensors", tensors)
 
 

@@ -24,7 +24,11 @@ class Transition(NamedTuple):
 
     def shift(self, gradient: Tensor) -> Transition:
         """Eq. 3: the density times exp(-energy), with the energy linear at the mean, has the mean mu - Sigma k."""
-        return Transition(self.mean - self.std**2 * gradient, self.std)
+        return self.moved(-(self.std**2) * gradient)
+
+    def moved(self, by: Tensor) -> Transition:
+        """The same step around another mean."""
+        return Transition(self.mean + by, self.std)
 
     def sample(self, noise: Tensor) -> Tensor:
         return self.mean + self.std * noise

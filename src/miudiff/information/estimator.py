@@ -109,9 +109,8 @@ class Estimator(nn.Module):
             off = ~torch.eye(count, dtype=torch.bool, device=y.device)
             return scores.diagonal(dim1=1, dim2=2), scores[:, off].view(batch, -1)
         # Cyclic shifts: no patch meets itself, and the same shifts always, so the bound is deterministic.
-        shifts = [0] + [
-            1 + (count - 1) * k // self.config.shuffles for k in range(min(self.config.shuffles, count - 1))
-        ]
+        shuffles = min(self.config.shuffles, count - 1)
+        shifts = [0, *(1 + (count - 1) * k // shuffles for k in range(shuffles))]
         pairs = torch.stack([torch.cat([g, h.roll(-k, 1)], 2) for k in shifts], 1)
         scores = self._bounded(self.pair(_rows(pairs.flatten(0, 1))).view(batch, len(shifts), count))
         return scores[:, 0], scores[:, 1:].flatten(1)

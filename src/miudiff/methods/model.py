@@ -27,7 +27,7 @@ from miudiff.device import Placement
 from miudiff.diffusion.score import ScoreModel, load_unet
 from miudiff.diffusion.sde import VPSDE
 from miudiff.errors import CheckpointError, ConfigError
-from miudiff.images import Pixels, list_images, read_image
+from miudiff.images import Pixels, list_images, read_image, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
 from miudiff.methods.tone import ToneCurve, measure_tone
@@ -183,7 +183,7 @@ def save_model(
     """Write a model folder; weights as `dtype` (float16 halves the size) or as they are."""
     sde = model.score.sde
     folder.mkdir(parents=True, exist_ok=True)
-    model.score.unet.save_config(folder / "unet")
+    write_json(folder / "unet" / "config.json", json.loads(model.score.unet.to_json_string()))
     save_weights(folder / "unet" / WEIGHTS, model.score.unet.state_dict(), dtype)
     if model.estimator is not None:
         save_estimator(folder / "mi_estimator", model.estimator.config, model.estimator.state_dict(), dtype)
@@ -208,7 +208,7 @@ def save_model(
     if model.estimator is not None:
         index["mi_estimator"] = ["miudiff.information.estimator", "Estimator"]
     if readme is not None:
-        (folder / "README.md").write_text(readme, encoding="utf-8")
+        write_bytes(folder / "README.md", readme.encode())
     write_json(folder / "model_index.json", index | json.loads(model.card.model_dump_json()))
 
 

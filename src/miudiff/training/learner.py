@@ -91,10 +91,12 @@ def descend(
 def sample_noise(keys: Tensor, seed: int, stream: str, like: Tensor, draw: int = 0) -> Tensor:
     """Normal noise like `like` [B, C, H, W], each image's from its own key [B]."""
     shape = (like.shape[1], like.shape[2], like.shape[3])
-    return torch.stack([NoiseKey(seed, f"sample{int(k)}").normal(stream, draw, shape) for k in keys]).to(like)
+    return torch.stack([NoiseKey(seed, f"sample{k}").normal(stream, draw, shape) for k in keys.tolist()]).to(
+        like
+    )
 
 
 def sample_times(keys: Tensor, seed: int, high: int, device: torch.device, draw: int = 0) -> Tensor:
     """A time index in [0, high) for each key, int64 [B]."""
-    times = [NoiseKey(seed, f"sample{int(k)}").integers("time", draw, 1, high) for k in keys]
+    times = [NoiseKey(seed, f"sample{k}").integers("time", draw, 1, high) for k in keys.tolist()]
     return torch.cat(times).to(device)

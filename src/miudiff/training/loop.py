@@ -82,10 +82,11 @@ def train(
     if accelerator.is_main_process:
         for part in folder.glob(".*.part"):  # what a kill left half-written
             part.unlink()
+        _trim_log(folder / "metrics.jsonl", start)
         if start:
-            _trim_log(folder / "metrics.jsonl", start)
             say(f"goes on after step {start} ({states[-1][1].name})")
     accelerator.wait_for_everyone()  # nobody writes a state before everybody has read the last
+    _check_same_start(accelerator, start, folder)
     sampler = _Share(start, config.steps, config.batch_size, rank, world)
     loader = DataLoader(
         tiles,
@@ -103,7 +104,7 @@ def train(
                 logs = learner.step(batch, step)
             except NonFiniteError as error:
                 raise NonFiniteError(
-                    f"step {step}: {error}; the batch's images: {', '.join(names)}; look at them, or go on with a lower optimizer.lr"
+                    f"step {step}: {error}; the batch's images: {', '.join(names)}; look at them, or go on with a lower learning rate (score.optimizer.lr, mi.optimizer.lr)"
                 ) from error
             step += 1
             if step % config.log_every == 0 or step == config.steps:
@@ -124,6 +125,17 @@ def train(
             if stop:
                 raise KeyboardInterrupt
     return step
+
+
+def _check_same_start(accelerator: Accelerator, start: int, folder: Path) -> None:
+    """Refuse processes that begin at different steps: a node that does not see the run's folder would train on alone."""
+    if accelerator.num_processes == 1:
+        return
+    starts = accelerator.gather(torch.tensor([start], device=accelerator.device)).tolist()
+    if len(set(starts)) > 1:
+        raise ConfigError(
+            f"{folder}: the processes found states of steps {sorted(set(starts))}; every machine must see one folder"
+        )
 
 
 class _Interrupt:
