@@ -20,7 +20,7 @@ from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
 from miudiff.errors import CheckpointError, ConfigError, NonFiniteError
 from miudiff.images import write_image
 from miudiff.information.learner import MIConfig, MILearner
-from miudiff.runs import RunConfig, run
+from miudiff.runs import RunConfig, run, trained_as
 from miudiff.training.average import Average
 from miudiff.training.learner import OptimizerConfig, learning_rate
 
@@ -284,3 +284,15 @@ def test_the_learning_rate_rises_holds_and_falls():
     assert [learning_rate(config, s, 100) for s in (0, 9, 30)] == [0.1, 1.0, 1.0]
     assert learning_rate(config, 75, 100) == pytest.approx(0.505, abs=1e-3)
     assert learning_rate(config, 99, 100) < 0.02
+
+
+def test_a_model_takes_markers_and_scale_from_its_runs_and_contradiction_is_refused(tmp_path):
+    score, mi = tmp_path / "score", tmp_path / "mi"
+    for folder, task in ((score, "score"), (mi, "mi")):
+        folder.mkdir()
+        (folder / "run.yaml").write_text(write_run(tmp_path, task, markers=["A", "B"]).read_text())
+    assert trained_as(score, mi, (), None) == (("A", "B"), 1.0)
+    with pytest.raises(ConfigError, match="in this order"):
+        trained_as(score, mi, ("B", "A"), None)
+    with pytest.raises(ConfigError, match=r"trained at 1 um/px, but the model is to be at 0\.5"):
+        trained_as(score, mi, (), 0.5)

@@ -264,8 +264,8 @@ def assemble(
     out: The model folder to write.
     name: The model's name.
     mi: The MI run's folder.
-    marker: The names of its markers, in the order of its classes.
-    mpp: Micrometres per pixel of the training tiles.
+    marker: The names of its markers, in the order of its classes; by default as the score run says.
+    mpp: Micrometres per pixel of the training tiles; by default as the runs say.
     tile: Side of the tiles it is given.
     licence: Under which it may be used.
     description: A sentence about it.
@@ -276,7 +276,9 @@ def assemble(
 
     from miudiff.config import parse
     from miudiff.methods.model import Card, from_runs, save_model
+    from miudiff.runs import trained_as
 
+    marker, mpp = trained_as(score, mi, marker, mpp)
     about = {
         "name": name,
         "markers": marker,

@@ -145,3 +145,28 @@ def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]
     )
     for t, (clean, noised) in curve.items():
         say(f"held-out bound at t = {t}: {clean:.3f} nats with clean structure, {noised:.3f} with noised")
+
+
+def trained_as(
+    score: Path, mi: Path | None, markers: tuple[str, ...], mpp: float | None
+) -> tuple[tuple[str, ...], float | None]:
+    """(markers, mpp) of a model made from two runs' folders, as the runs say; what the user says must agree.
+
+    Raises:
+        ConfigError: The runs, or the user and the runs, speak of different markers or scales.
+    """
+    for folder in (score, mi):
+        if folder is None or not (folder / "run.yaml").is_file():
+            continue
+        config = parse(RunConfig, read_yaml(folder / "run.yaml"), str(folder / "run.yaml"))
+        if folder == score and markers and config.markers and markers != config.markers:
+            raise ConfigError(
+                f"--marker {', '.join(markers)}: {folder} was trained as {', '.join(config.markers)}, in this order"
+            )
+        if mpp is not None and config.data.mpp is not None and abs(mpp - config.data.mpp) > 0.02 * config.data.mpp:
+            raise ConfigError(
+                f"{folder}: trained at {config.data.mpp:g} um/px, but the model is to be at {mpp:g}"
+            )
+        mpp = mpp if mpp is not None else config.data.mpp
+        markers = markers or (config.markers if folder == score else ())
+    return markers, mpp

@@ -72,6 +72,8 @@ class ScoreLearner:
         noise = sample_noise(batch["key"], self.seed, "batch", y0)
         y = self.model.sde.perturb(y0, t, noise)
         marker = batch["marker"] if self.config.network.markers else None
+        if self.config.network.dropout:  # it draws from torch's own generator, which no state holds
+            torch.manual_seed(hash((self.seed, step, self.accelerator.process_index)))
         output = self.network(y, t, marker).float()
         mse = (output[:, :3] - noise).square().mean()
         loss, logs = mse, {"mse": mse.detach()}
