@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from miudiff import demo, reproduce
-from miudiff.data.twin import MARKER, twin_region
-from miudiff.demo import _at_scale as at_scale
+from miudiff.data.twin import MARKER, at_scale, twin_region
 from miudiff.demo import _page as page
 from miudiff.demo import dab_picture, run_demo, score
 from miudiff.images import read_image, resize, write_image

@@ -27,6 +27,7 @@ class Part(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # what diffusers calls them, so that it finds them
 STATE = re.compile(r"state-(\d{8})\.pt")
 
 
@@ -116,6 +117,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write readable JSON, whole or not at all."""
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def append_json(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

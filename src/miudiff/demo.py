@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from miudiff.checkpoints import write_json
-from miudiff.data.twin import MARKER, SKIMAGE_MPP, twin_region
+from miudiff.data.twin import MARKER, at_scale, twin_region
 from miudiff.evaluation.fidelity import histogram_correlation, psnr, vif
 from miudiff.evaluation.report import Figure, Table, write_report
 from miudiff.evaluation.stain import dab_density, integrated_optical_density
-from miudiff.images import Pixels, resize, write_image
+from miudiff.images import Pixels, write_image
 from miudiff.stainer import VirtualStainer
 from miudiff.trajectory import Trajectory
 
@@ -22,7 +22,7 @@ def run_demo(out: Path, preset: str, seed: int, device: str, say: Callable[[str]
     """Write he.png, virtual_ihc.png, real_ihc.png, both DAB maps, trajectory.png, metrics.json and report.html to `out`."""
     began = time.monotonic()
     stainer = VirtualStainer.load(preset=preset, marker=MARKER, device=device)
-    he, real = (_at_scale(image, stainer.model.card.mpp) for image in twin_region("test"))
+    he, real = (at_scale(image, stainer.model.card.mpp) for image in twin_region("test"))
     steps = len(stainer.method.reverse.sde)
     sde = stainer.method.reverse.sde
     shown = [steps - 1, *(int((steps - 1) * f) for f in (0.75, 0.5, 0.25, 0.1)), 0]
@@ -65,11 +65,6 @@ def dab_picture(image: Pixels) -> Pixels:
     """DAB density as grey levels: white is none, black an optical density of 1.5."""
     level = np.clip(255 * (1 - dab_density(image) / 1.5), 0, 255).astype(np.uint8)
     return np.repeat(level[..., None], 3, axis=-1)
-
-
-def _at_scale(image: Pixels, mpp: float | None) -> Pixels:
-    factor = SKIMAGE_MPP / mpp if mpp else 1.0
-    return resize(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
 
 
 def _with_progress(watch: Trajectory, steps: int, say: Callable[[str], None]) -> Callable[..., None]:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from miudiff.checkpoints import read_json, write_json
-from miudiff.data.twin import MARKER, SKIMAGE_MPP, twin_region
+from miudiff.data.twin import MARKER, SKIMAGE_MPP, at_scale, twin_region
 from miudiff.device import Placement, place
 from miudiff.errors import ConfigError
 from miudiff.evaluation.fidelity import histogram_correlation, psnr, vif
 from miudiff.evaluation.report import Figure, Table, contact_sheet, markdown_table, write_report
 from miudiff.evaluation.stain import iod_table
 from miudiff.evaluation.statistics import interval
-from miudiff.images import Pixels, read_image, resize, to_tensor, to_uint8, write_bytes, write_image
+from miudiff.images import Pixels, read_image, to_tensor, to_uint8, write_bytes, write_image
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import Model, load_model
 from miudiff.methods.presets import ABLATIONS, PRESETS, preset
@@ -77,8 +77,7 @@ def held_out_tiles(mpp: float | None) -> tuple[list[Pixels], list[Pixels]]:
     """(H&E, real IHC) tiles of the held-out region at the model's scale."""
     pair = []
     for image in twin_region("test"):
-        factor = SKIMAGE_MPP / mpp if mpp else 1.0
-        scaled = resize(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
+        scaled = at_scale(image, mpp)
         places = [
             (y, x)
             for y in range(0, scaled.shape[0] - TILE + 1, TILE)
@@ -104,7 +103,7 @@ def _tiles(
     folder = out / "tiles" / "".join(c if c.isalnum() else "_" for c in f"{base} {name}") / f"seed{seed}"
     record, settings = (
         folder / "settings.json",
-        {"model": f"{model.card.name} {model.fingerprint}", "config": config.model_dump(mode="json")},
+        {"model": model.identity, "config": config.model_dump(mode="json")},
     )
     files = [folder / f"{i}.png" for i in range(len(sources))]
     if record.exists() and read_json(record) == settings and all(f.exists() for f in files):

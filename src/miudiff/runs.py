@@ -74,13 +74,11 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         cpu=placement.device.type == "cpu", mixed_precision="bf16" if placement.precision == "bf16" else "no"
     )
     main = accelerator.is_main_process
-    if config.score.network.markers not in (None, len(config.markers)):
+    classes, markers = config.score.network.markers, len(config.markers)
+    mixed = config.task == "score" and classes is None and markers > 1
+    if mixed or classes not in (None, markers):
         raise ConfigError(
-            f"score.network.markers: found {config.score.network.markers}, expected {len(config.markers)}, the number of 'markers'"
-        )
-    if config.task == "score" and len(config.markers) > 1 and config.score.network.markers is None:
-        raise ConfigError(
-            f"score.network.markers: missing, expected {len(config.markers)}, the number of 'markers'"
+            f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
         )
     images = find_images(config.data, config.markers, say if main else _silent)
     if main:
@@ -163,7 +161,11 @@ def trained_as(
             raise ConfigError(
                 f"--marker {', '.join(markers)}: {folder} was trained as {', '.join(config.markers)}, in this order"
             )
-        if mpp is not None and config.data.mpp is not None and abs(mpp - config.data.mpp) > 0.02 * config.data.mpp:
+        if (
+            mpp is not None
+            and config.data.mpp is not None
+            and abs(mpp - config.data.mpp) > 0.02 * config.data.mpp
+        ):
             raise ConfigError(
                 f"{folder}: trained at {config.data.mpp:g} um/px, but the model is to be at {mpp:g}"
             )

@@ -7,7 +7,6 @@ image what guidance and refinement did in each step: [t, shift / noise, loss]. O
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from miudiff import __version__
-from miudiff.checkpoints import read_json, write_json
+from miudiff.checkpoints import append_json, read_json, write_json
 from miudiff.errors import DataError, MiudiffError
 from miudiff.images import SUFFIXES, list_images, read_image, read_scale, write_image
 from miudiff.methods.miu_diff import StepReport
@@ -120,18 +119,13 @@ def translate_files(
             say(f"failed: {message}")
             continue
         _record(folder / RECORD, settings, result.name, {"source": str(path), "mpp": scale})
-        _append(folder / STEPS, {"image": result.name, "seed": seed, "steps": steps.log})
+        append_json(folder / STEPS, {"image": result.name, "seed": seed, "steps": steps.log})
         write_image(result, ihc, scale)
         written.append(result)
         each = (time.monotonic() - began) / len(written)
         left = each * (len(pairs) - number)
         say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left / 60:.0f} min left")
     return Outcome(tuple(written), tuple(skipped), tuple(failed))
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 class _Steps:
@@ -175,7 +169,7 @@ def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[floa
 def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str, Any]:
     return {
         "miudiff": __version__,
-        "model": f"{stainer.model.card.name} {stainer.model.fingerprint}",
+        "model": stainer.model.identity,
         "marker": stainer.marker,
         "mpp": mpp,
         "seed": seed,

@@ -22,7 +22,7 @@ from skimage.filters import threshold_otsu
 
 from miudiff.data.layouts import name_of
 from miudiff.errors import DataError
-from miudiff.images import Pixels, list_images, read_image, write_image
+from miudiff.images import Pixels, list_images, read_image, resize, write_image
 from miudiff.stains import (
     Floats,
     background_light,
@@ -93,6 +93,12 @@ def twin_region(region: Region) -> tuple[Pixels, Pixels]:
 
     ihc = skimage_ihc(region)
     return render_twin(ihc, "cytoplasmic", background_light(np.asarray(immunohistochemistry()))), ihc
+
+
+def at_scale(image: Pixels, mpp: float | None) -> Pixels:
+    """An image of the built-in set, uint8 [H, W, 3], at `mpp` micrometres per pixel; None leaves it."""
+    factor = SKIMAGE_MPP / mpp if mpp else 1.0
+    return resize(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
 
 
 def twin_region_file(region: str, which: Literal["HE", "IHC"]) -> Path:

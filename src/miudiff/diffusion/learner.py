@@ -19,7 +19,7 @@ from diffusers import UNet2DModel
 from pydantic import Field
 from torch import Tensor
 
-from miudiff.checkpoints import Part, save_weights, write_json
+from miudiff.checkpoints import WEIGHTS, Part, save_weights, write_json
 from miudiff.config import Strict
 from miudiff.diffusion.adm import load_adm
 from miudiff.diffusion.sampling import denoised, log_variance, posterior
@@ -98,7 +98,7 @@ class ScoreLearner:
         tensors = dict(unet.state_dict()) | self.average.weights()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", json.loads(unet.to_json_string()))
-        save_weights(folder / "diffusion_pytorch_model.safetensors", tensors)
+        save_weights(folder / WEIGHTS, tensors)
 
 
 def begin_with(unet: UNet2DModel, path: Path, network: NetworkConfig) -> None:

@@ -18,7 +18,7 @@ from diffusers.models.embeddings import Timesteps
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from miudiff.checkpoints import load_weights, read_json
+from miudiff.checkpoints import WEIGHTS, load_weights, read_json
 from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.sde import VPSDE, Times, at
 from miudiff.errors import CheckpointError
@@ -94,7 +94,7 @@ def load_unet(folder: Path) -> UNet2DModel:
     Raises:
         CheckpointError: Something is missing or damaged, or weights and configuration do not belong together.
     """
-    config, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+    config, weights = folder / "config.json", folder / WEIGHTS
     values = read_json(config)
     heads, time_channels = values.pop("num_attention_heads", None), values.pop("time_channels", None)
     try:

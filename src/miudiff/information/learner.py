@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
-from miudiff.checkpoints import Part, save_weights, write_json
+from miudiff.checkpoints import WEIGHTS, Part, save_weights, write_json
 from miudiff.config import Strict
 from miudiff.diffusion.sde import VPSDE
 from miudiff.information.estimator import Estimator, EstimatorConfig, grid_offset
@@ -134,7 +134,7 @@ def save_estimator(
 ) -> None:
     """Write `config.json` and `diffusion_pytorch_model.safetensors`."""
     write_json(folder / "config.json", config.model_dump(mode="json"))
-    save_weights(folder / "diffusion_pytorch_model.safetensors", weights, dtype)
+    save_weights(folder / WEIGHTS, weights, dtype)
 
 
 @torch.no_grad()

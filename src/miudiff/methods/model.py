@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from pydantic import Field
 
-from miudiff.checkpoints import load_weights, read_json, save_weights, write_json
+from miudiff.checkpoints import WEIGHTS, load_weights, read_json, save_weights, write_json
 from miudiff.config import Strict, parse
 from miudiff.data.twin import twin_region
 from miudiff.device import Placement
@@ -33,7 +33,6 @@ from miudiff.information.learner import save_estimator
 from miudiff.methods.tone import ToneCurve, measure_tone
 
 SHIPPED = "ki67-small"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Card(Strict):
@@ -58,6 +57,11 @@ class Model:
     estimator: Estimator | None
     card: Card
     fingerprint: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Name and digest: what a result was made with."""
+        return f"{self.card.name} {self.fingerprint}"
 
     def tone(self, marker: str | None) -> ToneCurve | None:
         """The marker's luma curve, if the model has one."""

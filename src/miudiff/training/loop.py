@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from miudiff.checkpoints import find_states, load_state, save_state
+from miudiff.checkpoints import append_json, find_states, load_state, save_state
 from miudiff.errors import ConfigError, NonFiniteError
 from miudiff.images import write_bytes
 from miudiff.training.learner import Learner
@@ -110,7 +110,7 @@ def train(
             if step % config.log_every == 0 or step == config.steps:
                 line = _mean_over_processes(accelerator, logs)
                 if accelerator.is_main_process:
-                    _append(
+                    append_json(
                         folder / "metrics.jsonl",
                         {"step": step, **line, "images_per_second": progress.rate(step)},
                     )
@@ -195,11 +195,6 @@ class _Progress:
             else f"{seconds:.0f} s"
         )
         return f"step {step}/{self.stop}  {values}  {self.rate(step):.1f} images/s  {left} left"
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _trim_log(path: Path, step: int) -> None:
