@@ -58,6 +58,7 @@ class Refinement:
         for parameter in parameters:
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+        self._keys: list[Tensor] | None = None
         self.taps = list(config.taps) if config.taps is not None else frozen.default_taps()
 
     def step(self, y: Tensor, index: int, source: Tensor, key: NoiseSource) -> float:
@@ -65,7 +66,7 @@ class Refinement:
 
         Args:
             y: The current image [1, 3, H, W], not differentiated.
-            source: The source without colour, [1, 3, H, W].
+            source: The source without colour, [1, 3, H, W]; one image, the same in every step.
         """
         # torch's channels-last GroupNorm crashes in its backward pass where its input needs no gradient (seen with `norms`).
         y = y.detach().requires_grad_(True)
@@ -84,8 +85,10 @@ class Refinement:
         if self.config.loss == "pixels":
             return F.mse_loss(guess, source)
         queries = self.frozen.features(guess, 0, self.taps)
-        with torch.no_grad():
-            keys = self.frozen.features(source, 0, self.taps)
+        if self._keys is None:  # neither the source nor the frozen encoder changes from step to step
+            with torch.no_grad():
+                self._keys = self.frozen.features(source, 0, self.taps)
+        keys = self._keys
         positions = self._positions(queries, index, key)
         if self.config.loss == "l2":
             return layered_squares(queries, keys, positions)
