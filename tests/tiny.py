@@ -3,6 +3,7 @@
 import torch
 
 from miudiff.device import Placement
+from miudiff.diffusion.classifier import ClassifierNetwork, NoisedClassifier
 from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.methods.model import Card, Model
@@ -23,6 +24,16 @@ def tiny_estimator(critic: str = "separable", seed: int = 1) -> Estimator:
     torch.manual_seed(seed)
     config = EstimatorConfig(critic=critic, channels=(8, 8), patch=16)  # type: ignore[arg-type]
     return Estimator(config).eval().requires_grad_(False)
+
+
+CLASSIFIER = ClassifierNetwork(
+    size=32, channels=(8, 16), layers=1, attention=(16,), head_channels=8, groups=4
+)
+
+
+def tiny_classifier(seed: int = 2) -> NoisedClassifier:
+    torch.manual_seed(seed)
+    return NoisedClassifier(CLASSIFIER).eval().requires_grad_(False)
 
 
 def tiny_model(markers: tuple[str, ...] = (), mpp: float | None = 1.0, tile: int = 64) -> Model:

@@ -112,7 +112,26 @@ def to_unet(state: Any, config: AdmConfig, where: str) -> UNet2DModel:
     with torch.device("meta"):  # no time lost on initial weights
         unet = build_unet(network)
     shapes = {name: value.shape for name, value in unet.state_dict().items()}
-    names = _names(network, shapes)
+    weights = renamed(
+        state, adm_names(network, shapes), shapes, network, config.use_new_attention_order, where
+    )
+    unet.load_state_dict(weights, assign=True)
+    return unet.to(memory_format=torch.channels_last)
+
+
+def renamed(
+    state: Mapping[str, Tensor],
+    names: Mapping[str, list[str]],
+    shapes: Mapping[str, torch.Size],
+    network: NetworkConfig,
+    new_order: bool,
+    where: str,
+) -> dict[str, Tensor]:
+    """The weights of an ADM state dict under our `names`, of our `shapes`.
+
+    Raises:
+        CheckpointError: A weight is missing, too much or of another shape; `where` names their origin.
+    """
     _same_names(names, state, where)
     weights: dict[str, Tensor] = {}
     for source, targets in names.items():
@@ -122,10 +141,9 @@ def to_unet(state: Any, config: AdmConfig, where: str) -> UNet2DModel:
         if rows.shape != (len(targets) * first, *rest):
             found = f"'{source}' of shape {tuple(state[source].shape)}"
             raise CheckpointError(f"{where}: {found} does not fit the other weights; is the file damaged?")
-        parts = [rows] if len(targets) == 1 else _split_qkv(rows, network, config.use_new_attention_order)
+        parts = [rows] if len(targets) == 1 else _split_qkv(rows, network, new_order)
         weights.update((target, part.float()) for target, part in zip(targets, parts, strict=True))
-    unet.load_state_dict(weights, assign=True)
-    return unet.to(memory_format=torch.channels_last)
+    return weights
 
 
 def _split_qkv(rows: Tensor, network: NetworkConfig, new_order: bool) -> list[Tensor]:
@@ -138,7 +156,7 @@ def _split_qkv(rows: Tensor, network: NetworkConfig, new_order: bool) -> list[Te
     return [by_head[:, part].flatten(0, 1) for part in range(3)]
 
 
-def _names(network: NetworkConfig, ours: Mapping[str, object]) -> dict[str, list[str]]:
+def adm_names(network: NetworkConfig, ours: Mapping[str, object]) -> dict[str, list[str]]:
     """Each ADM weight and its place in `ours`; three places for qkv."""
     return {
         f"{source}.{leaf}": [f"{target}.{leaf}" for target in targets.split()]
@@ -192,7 +210,7 @@ def _same_names(expected: Mapping[str, object], state: Mapping[str, Tensor], whe
     for verb, names in (("lacks", missing), ("also holds", extra)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(f"{where}: {verb} '{names[0]}'{more}, expected one whole ADM U-Net")
+            raise CheckpointError(f"{where}: {verb} '{names[0]}'{more}, expected one whole ADM network")
 
 
 def _describe(state: Mapping[str, Tensor], config: AdmConfig, where: str) -> NetworkConfig:
