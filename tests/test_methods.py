@@ -1,19 +1,27 @@
 """The translators' promises, and what makes MIU-Diff what it is."""
 
 import copy
+import gc
 
 import pytest
 import torch
 
 from miudiff.config import override, parse
+from miudiff.diffusion.resizer import low_pass
 from miudiff.diffusion.sampling import denoised
+from miudiff.diffusion.score import ScoreModel, build_unet
+from miudiff.diffusion.sde import space_timesteps
+from miudiff.errors import ConfigError
 from miudiff.images import to_gray
+from miudiff.methods import egsde, ilvr, sdedit
+from miudiff.methods.egsde import EGSDE, EGSDEConfig
+from miudiff.methods.ilvr import ILVR, ILVRConfig
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.presets import ABLATIONS, PRESETS, preset
 from miudiff.methods.refinement import Refinement, RefinementConfig
-from miudiff.methods.sdedit import ReverseConfig, SDEdit
+from miudiff.methods.sdedit import ReverseConfig, SDEdit, SDEditConfig
 from miudiff.noise import NoiseKey
-from tiny import CPU, tiny_estimator, tiny_score
+from tiny import CPU, NETWORK, tiny_classifier, tiny_estimator, tiny_score
 
 QUICK = ("reverse.start=40", "reverse.steps=8", "refinement.start=12", "refinement.lr=1e-3")
 
@@ -26,6 +34,19 @@ def miu_diff(*changes, watch=None):
     return MIUDiff(tiny_score(), tiny_estimator(), config(*changes), CPU, watch)
 
 
+def sdedit_config(**changes):
+    return SDEditConfig(**config().reverse.model_dump() | changes)
+
+
+def run_egsde(**changes):
+    settings = {"start": 40, "steps": 8, "down_factor": 8} | changes
+    return EGSDE(tiny_score(), tiny_classifier(), EGSDEConfig(**settings), CPU)
+
+
+def run_ilvr(**changes):
+    return ILVR(tiny_score(), ILVRConfig(**{"steps": 10, "down_factor": 8} | changes), CPU)
+
+
 def he(count=3, size=48):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
@@ -35,7 +56,12 @@ def keys(count=3, seed=0):
 
 
 TRANSLATORS = {
-    "sdedit": lambda: SDEdit(tiny_score(), config().reverse, CPU),
+    "sdedit": lambda: SDEdit(tiny_score(), sdedit_config(), CPU),
+    "sdedit repeated": lambda: SDEdit(tiny_score(), sdedit_config(repeats=2), CPU),
+    "ilvr": run_ilvr,
+    "ilvr colourless": lambda: run_ilvr(gray=True, range_t=4, variance="fixed_small", kernel="linear"),
+    "egsde": run_egsde,
+    "egsde fresh noise": lambda: run_egsde(frozen_noise=False, repeats=2, steps=4, down_factor=20),
     "miu-diff paper": lambda: miu_diff("guidance.scale=100"),
     "miu-diff unit": lambda: miu_diff(
         "guidance.normalise=unit_rms", "guidance.scale=0.2", "guidance.source_noise=clean"
@@ -78,12 +104,100 @@ def test_the_same_key_gives_the_same_bits_and_another_seed_another_image(transla
 
 def test_scale_zero_without_refinement_is_sdedit_bit_for_bit():
     plain = miu_diff("guidance.scale=0", "refinement.loss=none").translate(he(), keys())
-    assert torch.equal(plain, SDEdit(tiny_score(), config().reverse, CPU).translate(he(), keys()))
+    assert torch.equal(plain, SDEdit(tiny_score(), sdedit_config(), CPU).translate(he(), keys()))
 
 
 def test_no_energy_without_refinement_is_sdedit_bit_for_bit():
     plain = miu_diff(*ABLATIONS["SDEdit"]).translate(he(), keys())
-    assert torch.equal(plain, SDEdit(tiny_score(), config().reverse, CPU).translate(he(), keys()))
+    assert torch.equal(plain, SDEdit(tiny_score(), sdedit_config(), CPU).translate(he(), keys()))
+
+
+def test_egsde_without_energies_is_sdedit_bit_for_bit():
+    """With and without a classifier, and with SDEdit's other settings."""
+    for changes in ({}, {"gray": False, "repeats": 2}):
+        settings = sdedit_config(**changes)
+        off = EGSDEConfig(**settings.model_dump(), scale_realism=0, scale_faithful=0)
+        expected = SDEdit(tiny_score(), settings, CPU).translate(he(), keys())
+        for classifier in (None, tiny_classifier()):
+            assert torch.equal(EGSDE(tiny_score(), classifier, off, CPU).translate(he(), keys()), expected)
+
+
+def test_the_energies_of_egsde_fall_along_their_gradients():
+    """A small step against the shift lowers the energy that it is of, whatever the caller's grad mode."""
+    y, he_t, classifier = he(2), he(2).flip(0), tiny_classifier()
+    time = run_egsde().reverse.sde.network_time(3)
+    energies = {
+        "scale_faithful": lambda y: egsde.similarity(classifier, y, he_t, time),
+        "scale_realism": lambda y: egsde.coarse_distance(y, he_t, 8, "linear"),
+    }
+    for off, energy in energies.items():
+        with torch.no_grad():
+            shift = run_egsde(**{off: 0}).shift(y, he_t, 3)
+        assert not shift.requires_grad
+        moved = y - 1e-2 * shift / shift.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        assert (energy(moved) < energy(y)).all()
+
+
+def test_the_gradients_of_egsde_are_float32_under_autocast():
+    method, (y, he_t) = run_egsde(), (he(2), he(2).flip(0))
+    expected = method.shift(y, he_t, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method.shift(y, he_t, 3), expected)
+
+
+def test_egsde_keeps_no_graph_and_leaves_the_networks_alone():
+    method = run_egsde()
+    method.classifier.requires_grad_(True)  # as one that was just trained
+    method.translate(he(1), keys(1))
+    alive = _tensors()
+    result = method.translate(he(1), keys(1))
+    assert result.grad_fn is None
+    assert all(parameter.grad is None for parameter in method.classifier.parameters())
+    assert _tensors() <= alive + 1  # the result
+
+
+def _tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("make", [run_ilvr, run_egsde])
+def test_a_low_pass_suits_any_side_from_its_factor_on(make):
+    for height, width in ((48, 64), (50, 46)):
+        source = he(1, 64)[..., :height, :width]
+        result = make(down_factor=32).translate(source, keys(1))
+        assert result.shape == source.shape
+        assert torch.isfinite(result).all()
+    with pytest.raises(ConfigError, match="down_factor: found 32, expected at most 16"):
+        make(down_factor=32).translate(he(1, 16), keys(1))
+
+
+def test_ilvr_takes_over_the_sources_coarse_part():
+    source = he(2).mean((2, 3), keepdim=True) * 4 + 0.1 * he(2)
+    coarse = {
+        range_t: (low_pass(run_ilvr(range_t=range_t).translate(source, keys(2)) - source, 8, "cubic"))
+        .abs()
+        .mean()
+        for range_t in (0, 9)  # 9: in no step
+    }
+    assert coarse[0] < 0.5 * coarse[9]
+
+
+def test_a_setting_that_the_model_cannot_follow_is_refused():
+    plain = build_unet(NETWORK.model_copy(update={"learned_variance": False}))
+    with pytest.raises(ConfigError, match="variance: found learned"):
+        ILVR(ScoreModel(plain), ILVRConfig(), CPU)
+    with pytest.raises(ConfigError, match="scale_realism: found 500"):
+        EGSDE(tiny_score(), None, EGSDEConfig(), CPU)
+
+
+def test_the_official_presets_of_the_others_are_official():
+    assert (egsde.PRESETS["official"].start, egsde.PRESETS["paper"].start) == (500, 300)
+    assert (ilvr.PRESETS["official"].steps, ilvr.PRESETS["paper"].steps) == (None, 300)
+    for presets in (egsde.PRESETS, ilvr.PRESETS, sdedit.PRESETS):
+        assert not any(settings.gray for settings in presets.values())
+    chain = ILVR(tiny_score(), ilvr.PRESETS["paper"], CPU).reverse.sde
+    assert list(chain.timesteps) == space_timesteps(1000, 300)
 
 
 def test_guidance_and_refinement_each_change_the_image():

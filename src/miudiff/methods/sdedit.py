@@ -5,7 +5,7 @@ y_{S-1} ~ q(. | x),   y_{i-1} = mean(y_i) + 1[i > 0] sqrt(beta~_i) z,   i = S - 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -62,9 +62,13 @@ class Reverse:
 
     def begin(self, he: Tensor, keys: Sequence[NoiseSource]) -> tuple[Tensor, Tensor]:
         """The source as it conditions the process (without colour, by default), and y at the first index."""
-        source = to_gray(he) if self.config.gray else he
-        source = self.tone(source) if self.tone else source
+        source = self.source(he)
         return source, self.sde.perturb(source, len(self.sde) - 1, normal(keys, "start", 0, source))
+
+    def source(self, he: Tensor) -> Tensor:
+        """The source as it conditions the process."""
+        source = to_gray(he) if self.config.gray else he
+        return self.tone(source) if self.tone else source
 
     @torch.no_grad()
     def transition(self, y: Tensor, index: int, score: ScoreModel | None = None) -> Transition:
@@ -78,25 +82,44 @@ class Reverse:
             return posterior(self.sde, y, index, guess, self.config.variance, fraction)
         return ancestral(self.sde, y, index, eps, self.config.variance, fraction)
 
-    def step(self, transition: Transition, index: int, keys: Sequence[NoiseSource]) -> Tensor:
-        """A draw of the transition; its mean at the last index."""
+    def step(
+        self, transition: Transition, index: int, keys: Sequence[NoiseSource], repeat: int = 0
+    ) -> Tensor:
+        """A draw of the transition; its mean at the last index. Each `repeat` of the walk has draws of its own."""
         if index == 0:
             return transition.mean
-        return transition.sample(normal(keys, "step", index, transition.mean))
+        draw = repeat * len(self.sde) + index
+        return transition.sample(normal(keys, "step", draw, transition.mean))
+
+
+class SDEditConfig(ReverseConfig):
+    """SDEdit's own settings beside the reverse process."""
+
+    repeats: int = Field(1, ge=1, description="Walks, each from the result of the one before.")
+
+
+# The official script's own values, and Table 1's 300 steps. Its mask, which keeps parts of the source, is for strokes: not here.
+PRESETS: Mapping[str, SDEditConfig] = {
+    "official": SDEditConfig(start=400, gray=False, repeats=3),
+    "paper": SDEditConfig(start=300, gray=False),
+}
 
 
 class SDEdit:
     """The SDEdit translator."""
 
     def __init__(
-        self, score: ScoreModel, config: ReverseConfig, placement: Placement, tone: ToneCurve | None = None
+        self, score: ScoreModel, config: SDEditConfig, placement: Placement, tone: ToneCurve | None = None
     ) -> None:
+        self.config = config
         self.reverse = Reverse(score, config, placement, tone)
 
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]."""
-        reverse = self.reverse
-        _, y = reverse.begin(he, keys)
-        for index in reversed(range(len(reverse.sde))):
-            y = reverse.step(reverse.transition(y, index), index, keys)
+        reverse, sde = self.reverse, self.reverse.sde
+        y = reverse.source(he)
+        for repeat in range(self.config.repeats):
+            y = sde.perturb(y, len(sde) - 1, normal(keys, "start", repeat, y))
+            for index in reversed(range(len(sde))):
+                y = reverse.step(reverse.transition(y, index), index, keys, repeat)
         return y.clamp(-1, 1)
