@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "src" / "miudiff"
 
 GROUND = {"errors", "config", "images", "stains", "noise", "device"}  # layer 0: anyone may import these
 LEARNING = {"checkpoints", "data", "training"}
-CORE = {"diffusion", "information", "contrast"}
+CORE = {"diffusion", "information", "contrast", "gan"}
 
 # Besides itself and the ground, each part may import:
 ALLOWED = {
@@ -21,6 +21,7 @@ ALLOWED = {
     "data": set(),
     "training": {"checkpoints"},
     "contrast": set(),
+    "gan": {"checkpoints"},
     "diffusion": LEARNING,
     "information": {*LEARNING, "diffusion"},
     "methods": {*LEARNING, *CORE},

@@ -6,21 +6,23 @@
     data: {root: data, mpp: 1.0, size: 64, sources: [{files: "ihc/*.jpg", marker: Ki67, mpp: 0.25}]}
     score: {network: {...}, optimizer: {...}}
 
-Under torchrun the same command trains on every process it starts, on one machine or several.
+Systems that learn from both stains (`cut`, `asp`) take H&E from `he`, or, with `paired`, as the partners of the IHC images. Under torchrun the same command trains on every process it starts, on one machine or several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch.utils.data import Dataset
 
 from miudiff.checkpoints import find_states, write_json
 from miudiff.config import Strict, parse, read_yaml, to_yaml
+from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs, names_both_stains
 from miudiff.data.tiles import DataConfig, Tiles, collate, find_images
 from miudiff.device import place
 from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
@@ -28,15 +30,31 @@ from miudiff.errors import ConfigError
 from miudiff.images import write_bytes
 from miudiff.information.estimator import Estimator
 from miudiff.information.learner import MIConfig, MILearner, held_out_curve
+from miudiff.methods.asp import ASPConfig, ASPLearner
+from miudiff.methods.cut import CUTConfig, CUTLearner
+from miudiff.methods.model import Card
+from miudiff.training.learner import Learner
 from miudiff.training.loop import LoopConfig, train
+
+Task = Literal["score", "mi", "cut", "asp"]
+BOTH_STAINS: tuple[Task, ...] = ("cut", "asp")  # learn from batches of "he" and "ihc"
 
 
 class RunConfig(Strict):
     """A training run."""
 
-    task: Literal["score", "mi"] = Field(description="What is learned: the score model or the MI estimator.")
+    task: Task = Field(
+        description="What is learned: the score model, the MI estimator, or the generator of CUT (FastCUT) or ASP."
+    )
     out: Path = Field(description="The run's folder; the same command goes on in it.")
-    data: DataConfig
+    data: DataConfig = Field(description="IHC images.")
+    he: DataConfig | None = Field(
+        None,
+        description="H&E images, for tasks that learn from both; what it does not say is as in `data`. None: those of `data`'s splits.",
+    )
+    paired: bool = Field(
+        False, description="H&E and IHC tiles are the same place of two images of one name, not drawn apart."
+    )
     held_out: DataConfig | None = Field(
         None, description="Images to measure the MI estimator on; never trained on."
     )
@@ -45,6 +63,8 @@ class RunConfig(Strict):
     )
     score: ScoreConfig = ScoreConfig()
     mi: MIConfig = MIConfig()
+    cut: CUTConfig = CUTConfig()
+    asp: ASPConfig = ASPConfig()
     steps: int = Field(40_000, ge=1)
     batch_size: int = Field(4, ge=1, description="Over all processes.")
     seed: int = 0
@@ -53,6 +73,15 @@ class RunConfig(Strict):
     log_every: int = Field(20, ge=1, description="Steps between lines of the log.")
     save_every: int = Field(500, ge=1, description="Steps between states; a kill loses at most these.")
     workers: int = Field(0, ge=0, description="Processes that read tiles.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _he_is_like_data(cls, values: Any) -> Any:
+        """Both stains have one tile size and scale, so they are said once."""
+        he, data = (values.get(key) if isinstance(values, Mapping) else None for key in ("he", "data"))
+        if not isinstance(he, Mapping) or not isinstance(data, Mapping):
+            return values
+        return {**values, "he": {**{k: v for k, v in data.items() if k != "sources"}, **he}}
 
 
 # May differ between the start of a run and its continuation; anything else would make it another run.
@@ -80,16 +109,16 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         raise ConfigError(
             f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
         )
-    images = find_images(config.data, config.markers, say if main else _silent)
+    _check_stains(config)
+    tiles, count = _tiles(config, say if main else _silent)
     if main:
         config.out.mkdir(parents=True, exist_ok=True)
         _same_run(config)
         write_bytes(config.out / "run.yaml", to_yaml(config).encode())
-        say(f"{config.task}: {len(images)} images, {accelerator.num_processes} process(es), {placement}")
+        say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
     accelerator.wait_for_everyone()
     learner = _learner(config, accelerator)
     loop = LoopConfig(config.steps, config.batch_size, config.log_every, config.save_every, config.workers)
-    tiles = Tiles(images, config.data, config.seed)
     train(learner, tiles, collate, config.out, loop, accelerator, say)
     weights = config.out / "weights"
     if main:
@@ -105,10 +134,71 @@ def _silent(line: str) -> None:
     pass
 
 
-def _learner(config: RunConfig, accelerator: Accelerator) -> ScoreLearner | MILearner:
+def _check_stains(config: RunConfig) -> None:
+    """Refuse what contradicts itself between `task`, `data`, `he` and `paired`, before any image is looked for."""
+    if config.task not in BOTH_STAINS:
+        if config.he is not None or config.paired:
+            key = "he" if config.he is not None else "paired"
+            raise ConfigError(f"'{key}': the task '{config.task}' learns from IHC alone; leave it out")
+        return
+    if config.task == "asp" and not config.paired:
+        raise ConfigError("'paired': found false, expected true: ASP learns from pairs")
+    if len(config.markers) > 1:
+        raise ConfigError(
+            f"'markers': found {len(config.markers)}, expected at most one: a generator stains one marker"
+        )
+    least = config.asp.least if config.task == "asp" else config.cut.discriminator.least
+    if config.data.size < least:
+        raise ConfigError(
+            f"data.size: found {config.data.size}, expected at least {least} for '{config.task}'"
+        )
+    if config.he is None:
+        if not all(names_both_stains(source) for source in config.data.sources):
+            raise ConfigError(
+                "'he' is missing: give he.sources, or data.sources that are published datasets with a 'split'"
+            )
+        return
+    he, data = config.he, config.data
+    same = {"size": (he.size, data.size), "mpp": (he.mpp, data.mpp), "fit": (he.fit, data.fit)}
+    if config.paired:
+        same["scale_jitter"] = (he.scale_jitter, data.scale_jitter)
+        same["dihedral"] = (he.dihedral, data.dihedral)
+    for key, (found, expected) in same.items():
+        if found != expected:
+            raise ConfigError(f"he.{key}: found {found}, expected {expected} as data.{key}, or nothing")
+
+
+def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Dataset[Any], str]:
+    """The task's tiles, and how many images they come from, in words."""
+    if config.task in BOTH_STAINS and config.paired:
+        pairs = find_pairs(config.data, config.he, config.markers, say)
+        return PairedTiles(pairs, config.data, config.seed), f"{len(pairs)} pairs"
+    images = find_images(config.data, config.markers, say)
+    tiles = Tiles(images, config.data, config.seed)
+    if config.task not in BOTH_STAINS:
+        return tiles, f"{len(images)} images"
+    he, section = config.he or config.data, "he" if config.he else "data"
+    sources = find_images(he, (), say, "HE", section)
+    return (
+        UnpairedTiles(Tiles(sources, he, config.seed, "he"), tiles),
+        f"{len(sources)} H&E and {len(images)} IHC images",
+    )
+
+
+def _learner(config: RunConfig, accelerator: Accelerator) -> Learner:
     if config.task == "score":
         return ScoreLearner(config.score, accelerator, config.seed, config.steps)
-    return MILearner(config.mi, accelerator, config.seed, config.steps)
+    if config.task == "mi":
+        return MILearner(config.mi, accelerator, config.seed, config.steps)
+    card = Card(
+        name=config.out.name or config.task,
+        markers=config.markers,
+        mpp=config.data.mpp,
+        tile=config.data.size,
+    )
+    if config.task == "asp":
+        return ASPLearner(config.asp, accelerator, config.seed, config.steps, card)
+    return CUTLearner(config.cut, accelerator, config.seed, config.steps, card)
 
 
 def _same_run(config: RunConfig) -> None:
@@ -125,7 +215,8 @@ def _same_run(config: RunConfig) -> None:
 
 def _fixed(config: RunConfig) -> dict[str, object]:
     """What may not change. Images may lie elsewhere on another machine; after a NaN the optimizer may go on more slowly."""
-    nested = {"data": {"root"}, "score": {"optimizer"}, "mi": {"optimizer"}}
+    nested = {"data": {"root"}, "he": {"root"}}
+    nested |= {task: {"optimizer"} for task in ("score", "mi", "cut", "asp")}
     return config.model_dump(exclude={**dict.fromkeys(_FREE, True), **nested})
 
 

@@ -117,10 +117,10 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         estimator = _load_estimator(folder / "mi_estimator", sde).eval().requires_grad_(False)
     device = placement.device if placement else torch.device("cpu")
     score = score.eval().requires_grad_(False).to(device)
-    return Model(score, estimator.to(device) if estimator else None, card, _fingerprint(folder))
+    return Model(score, estimator.to(device) if estimator else None, card, fingerprint(folder))
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """Short digest of every weights file: two trainings of one name are two models."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob(f"*/{WEIGHTS}")):

@@ -104,7 +104,7 @@ def train(
                 logs = learner.step(batch, step)
             except NonFiniteError as error:
                 raise NonFiniteError(
-                    f"step {step}: {error}; the batch's images: {', '.join(names)}; look at them, or go on with a lower learning rate (score.optimizer.lr, mi.optimizer.lr)"
+                    f"step {step}: {error}; the batch's images: {', '.join(names)}; look at them, or go on with a lower learning rate (the task's optimizer.lr)"
                 ) from error
             step += 1
             if step % config.log_every == 0 or step == config.steps:
