@@ -85,6 +85,11 @@ class NoiseKey:
         """The integers 0 to `length` - 1 in a random order, int64."""
         return torch.from_numpy(self._generator(stream, step, self.y, self.x).permutation(length))
 
+    def distinct(self, stream: str, step: int, count: int, high: int) -> Tensor:
+        """`count` different integers in [0, high) in a random order, int64; quick where they are few of many."""
+        draws = self._generator(stream, step, self.y, self.x).choice(high, count, replace=False)
+        return torch.from_numpy(draws)
+
     def uniform(self, stream: str, step: int, count: int) -> Tensor:
         """`count` numbers in [0, 1), float64."""
         return torch.from_numpy(self._generator(stream, step, self.y, self.x).random(count))

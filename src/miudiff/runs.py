@@ -110,6 +110,8 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
             f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
         )
     _check_stains(config)
+    if config.task in ("cut", "asp"):
+        _check_generator(config)
     tiles, count = _tiles(config, say if main else _silent)
     if main:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -141,17 +143,6 @@ def _check_stains(config: RunConfig) -> None:
             key = "he" if config.he is not None else "paired"
             raise ConfigError(f"'{key}': the task '{config.task}' learns from IHC alone; leave it out")
         return
-    if config.task == "asp" and not config.paired:
-        raise ConfigError("'paired': found false, expected true: ASP learns from pairs")
-    if len(config.markers) > 1:
-        raise ConfigError(
-            f"'markers': found {len(config.markers)}, expected at most one: a generator stains one marker"
-        )
-    least = config.asp.least if config.task == "asp" else config.cut.discriminator.least
-    if config.data.size < least:
-        raise ConfigError(
-            f"data.size: found {config.data.size}, expected at least {least} for '{config.task}'"
-        )
     if config.he is None:
         if not all(names_both_stains(source) for source in config.data.sources):
             raise ConfigError(
@@ -166,6 +157,20 @@ def _check_stains(config: RunConfig) -> None:
     for key, (found, expected) in same.items():
         if found != expected:
             raise ConfigError(f"he.{key}: found {found}, expected {expected} as data.{key}, or nothing")
+
+
+def _check_generator(config: RunConfig) -> None:
+    if config.task == "asp" and not config.paired:
+        raise ConfigError("'paired': found false, expected true: ASP learns from pairs")
+    if len(config.markers) > 1:
+        raise ConfigError(
+            f"'markers': found {len(config.markers)}, expected at most one: a generator stains one marker"
+        )
+    least = config.asp.least if config.task == "asp" else config.cut.discriminator.least
+    if config.data.size < least:
+        raise ConfigError(
+            f"data.size: found {config.data.size}, expected at least {least} for '{config.task}'"
+        )
 
 
 def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Dataset[Any], str]:

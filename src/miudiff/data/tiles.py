@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -234,14 +233,34 @@ class Scaled(NamedTuple):
     file_size: tuple[int, int]
 
 
+class _Memory:
+    """Images at the run's scale, kept until they fill `limit` bytes: 4 GB are 20,000 tiles of 256 x 256, or 1,300 of 1024."""
+
+    def __init__(self, limit: int = 4 * 10**9) -> None:
+        self.limit, self.used = limit, 0
+        self._images: dict[tuple[Path, float | None, DataConfig], Scaled] = {}
+
+    def get(self, image: TileImage, config: DataConfig) -> Scaled:
+        key = (image.path, image.mpp, config)
+        if key in self._images:
+            return self._images[key]
+        scaled = _resampled(image.path, image.mpp, config)
+        # Tiles are drawn at random, so what came first is worth as much as what came last: nothing is given up for another.
+        if self.used + scaled.pixels.nbytes <= self.limit:
+            self._images[key] = scaled
+            self.used += scaled.pixels.nbytes
+        return scaled
+
+
+_MEMORY = _Memory()
+
+
 def at_scale(image: TileImage, config: DataConfig) -> Scaled:
-    """The image at the run's scale, or shrunk to the tile with `fit`."""
-    return _resampled(image.path, image.mpp, config)
+    """The image at the run's scale, or shrunk to the tile with `fit`; read once, where memory allows."""
+    return _MEMORY.get(image, config)
 
 
-@lru_cache(maxsize=20_000)
 def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Scaled:
-    """`at_scale`, kept in memory: 20,000 tiles of 256 x 256 are 4 GB."""
     pixels = read_image(path)
     size = (pixels.shape[0], pixels.shape[1])
     if config.fit:

@@ -7,7 +7,6 @@ the generator runs several times to one backward pass.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -148,9 +147,7 @@ class Players:
     ) -> list[tuple[Tensor, Tensor]]:
         """Unit features (query, key) of each layer, [B, P, width] each, at places drawn for this step and this loss."""
         places = [
-            NoiseKey(self.seed, f"{loss} {layer}")
-            .permutation("patches", step, features.shape[2:].numel())[: self.config.patches]
-            .to(features.device)
+            self._places(f"{loss} {layer}", step, features.shape[2:].numel()).to(features.device)
             for layer, features in enumerate(query)
         ]
         with self.accelerator.autocast():
@@ -158,6 +155,10 @@ class Players:
             with torch.no_grad():  # the patch loss stops at its keys
                 keys = self.heads(key, places)
         return list(zip(queries, keys, strict=True))
+
+    def _places(self, name: str, step: int, count: int) -> Tensor:
+        key = NoiseKey(self.seed, name)
+        return key.distinct("patches", step, min(self.config.patches, count), count)
 
     def nce(self, query: Sequence[Tensor], key: Sequence[Tensor], step: int, loss: str) -> Tensor:
         """The patch loss of tapped features, mean over layers and places; a scalar."""
@@ -205,8 +206,7 @@ class Players:
 
     def export(self, folder: Path, method: MethodName, card: Card) -> None:
         """Write the generator as a model folder."""
-        generator = without_norms(copy.deepcopy(self.generator))
-        save_generator_model(folder, GeneratorModel(generator, card, method))
+        save_generator_model(folder, GeneratorModel(without_norms(self.generator), card, method))
 
     def _placed(self, network: Network) -> Network:
         """On the run's device, with the first process's weights."""

@@ -15,7 +15,6 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from miudiff.checkpoints import WEIGHTS, load_weights, read_json, save_weights, write_json
 from miudiff.config import parse
@@ -37,7 +36,7 @@ class GeneratorTranslator:
 
     @torch.no_grad()
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
-        """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]; sides that are no multiple of 4 are mirrored up to one."""
+        """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]; sides of at least 8, mirrored up to multiples of 4."""
         height, width = he.shape[2:]
         padded = F.pad(he, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
         with self.placement.autocast():
@@ -61,13 +60,20 @@ class GeneratorModel:
 
 
 def without_norms(generator: Generator) -> Generator:
-    """`generator` in eval mode, with each spectral norm folded into its weight; changes what it is given."""
-    generator.eval()
-    for module in list(generator.modules()):
-        if isinstance(module, nn.Conv2d) and is_parametrized(module, "weight"):
-            remove_parametrizations(module, "weight", leave_parametrized=True)
-    generator.config = generator.config.model_copy(update={"spectral_norm": False})
-    return generator
+    """A generator in eval mode that does what `generator` does in it, each spectral norm folded into its weight."""
+    plain = Generator(generator.config.model_copy(update={"spectral_norm": False}))
+    training = generator.training
+    generator.eval()  # a weight that is looked at in training mode moves the power iteration on
+    weights = {
+        f"{name}.{kind}": value
+        for name, module in generator.named_modules()
+        if isinstance(module, nn.Conv2d)
+        for kind, value in (("weight", module.weight), ("bias", module.bias))
+        if value is not None
+    }
+    generator.train(training)
+    plain.load_state_dict(plain.state_dict() | weights)
+    return plain.eval()
 
 
 def save_generator_model(folder: Path, model: GeneratorModel, dtype: torch.dtype | None = None) -> None:
