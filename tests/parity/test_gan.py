@@ -103,7 +103,7 @@ def test_the_adaptive_losses_of_recorded_features(golden, agree):
     for name in names:
         _, mode, epoch = name.split("/")
         loss = asp_loss(query, key, mode, int(epoch.removeprefix("epoch")), epochs=20, decay=20)
-        agree(loss, golden[name], name, 1e-6)
+        agree(loss, golden[name], name)
 
 
 def test_the_adaptive_losses_of_every_schedule(formulas, det, agree):
