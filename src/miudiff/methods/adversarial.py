@@ -151,6 +151,7 @@ class Players:
             for layer, features in enumerate(query)
         ]
         with self.accelerator.autocast():
+            # The queries first: autocast keeps the weights it has cast, and would give them those that the keys cast without gradient.
             queries = self.heads(query, places)
             with torch.no_grad():  # the patch loss stops at its keys
                 keys = self.heads(key, places)
