@@ -1,6 +1,6 @@
 """Where tissue, cells and positive cells are: thresholds of colour deconvolution, a watershed, no network.
 
-    cell      beyond Otsu's threshold in DAB, or beyond it in the hematoxylin of what is not DAB
+    cell      beyond Otsu's threshold in DAB, or in the hematoxylin above that of the surroundings
     index     cells whose mean DAB is above WEAK / cells                                    (Ki-67 index)
     H-score   100 · (share above WEAK + share above MODERATE + share above STRONG)          (0 to 300)
 
@@ -35,11 +35,12 @@ Labels = NDArray[np.int32]
 
 NUCLEUS = 8.0  # µm across
 CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
-# Optical densities of one stain between which Otsu's threshold may lie: fainter is the noise of glass, and
-# denser is stain even in a tile that is nothing else.
-FAINT, DENSE = 0.05, 0.6
+# Optical densities between which Otsu's threshold may lie: fainter is the noise of glass, or for DAB its veil
+# on stroma; denser is stain even in a tile that is nothing else.
+FAINT, VEIL, DENSE = 0.03, 0.1, 0.6
 GLASS = 150.0  # grey level of the darkest glass
 WEAK, MODERATE, STRONG = 0.2, 0.4, 0.6  # mean DAB density of a cell, QuPath's default classes
+AROUND = 3.0  # nuclei: standard deviation of the window that a pixel's surroundings are the mean of
 TISSUE = 0.05  # mean optical density of the three colours, above that of the glass
 
 
@@ -64,18 +65,21 @@ def cell_mask(image: Pixels, diameter: float = CELL) -> Mask:
     """Stained cells of a uint8 [H, W, 3] IHC image, bool [H, W]: beyond Otsu in DAB or in hematoxylin.
 
     Dark DAB leaks into the hematoxylin channel and would set the bar too high for pale blue nuclei: the
-    threshold of hematoxylin is that of the pixels away from DAB. Specks and pinholes are undone. In a pale
-    section the mask hangs on few grey levels: give the IOD without a mask beside the one with it.
+    threshold of hematoxylin is that of the pixels away from DAB, and stroma is often bluish: what counts is
+    the hematoxylin above that of the surroundings. Specks and pinholes are undone. In a pale section the mask
+    hangs on few grey levels: give the IOD without a mask beside the one with it.
 
     Args:
         diameter: Pixels across a nucleus; a speck or pinhole is less than a quarter of its area.
     """
     amounts = separate_stains(image, rgb_from_hdab, _light(image))
     hematoxylin, dab = (_smooth(amounts[..., stain], diameter) for stain in (0, 1))
-    brown = dab > _otsu(dab)
+    brown = dab > _otsu(dab, VEIL)
     away = ~ndimage.binary_dilation(brown, iterations=max(round(diameter / 8), 1))
-    blue = hematoxylin > _otsu(hematoxylin[away]) if away.any() else np.zeros_like(brown)
-    return _clean(brown | blue, diameter)
+    if not away.any():
+        return _clean(brown, diameter)
+    above = hematoxylin - _surroundings(hematoxylin, away, AROUND * diameter)
+    return _clean(brown | (above > _otsu(above[away].clip(0))), diameter)
 
 
 def nuclei_of_he(image: Pixels, diameter: float = CELL) -> Mask:
@@ -126,8 +130,15 @@ def _smooth(amount: Floats, diameter: float) -> Floats:
     return np.asarray(ndimage.gaussian_filter(np.clip(amount, 0, None), diameter / 16))
 
 
-def _otsu(amount: Floats) -> float:
-    return float(np.clip(threshold_otsu(amount), FAINT, DENSE))
+def _surroundings(amount: Floats, where: Mask, sigma: float) -> Floats:
+    """Gaussian mean around each pixel over the pixels of `where`."""
+    weight = ndimage.gaussian_filter(where.astype(np.float64), sigma, truncate=2)
+    total = ndimage.gaussian_filter(amount * where, sigma, truncate=2)
+    return np.asarray(total / np.maximum(weight, 1e-6))
+
+
+def _otsu(amount: Floats, least: float = FAINT) -> float:
+    return float(np.clip(threshold_otsu(amount), least, DENSE))
 
 
 def _clean(mask: Mask, diameter: float) -> Mask:
