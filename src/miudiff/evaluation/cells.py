@@ -48,7 +48,7 @@ class Positivity(NamedTuple):
     """How many cells an IHC image has, which share is positive, and how much; NaN where there are no cells."""
 
     cells: int
-    index: float
+    positive: float
     h_score: float
 
 

@@ -24,10 +24,10 @@ from itertools import zip_longest
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from miudiff.errors import DataError
 from miudiff.evaluation.cells import CELL, Mask, cell_mask
+from miudiff.evaluation.statistics import pearson
 from miudiff.images import Pixels, resize
 from miudiff.stains import Floats, combine_stains, rgb_from_hdab
 
@@ -175,7 +175,5 @@ def summarise_iod(table: Floats) -> IodDeviation:
     deviation = fake - real
     stained = real > 0
     mape = float(100 * np.mean(np.abs(deviation[stained]) / real[stained])) if stained.any() else float("nan")
-    varies = len(table) > 1 and np.ptp(fake) > 0 and np.ptp(real) > 0
-    pearson = float(np.corrcoef(fake, real)[0, 1]) if varies else float("nan")
     total = float(deviation.sum())
-    return IodDeviation(total, total / 1e7, total / len(table), mape, pearson, len(table))
+    return IodDeviation(total, total / 1e7, total / len(table), mape, pearson(fake, real), len(table))
