@@ -187,6 +187,68 @@ def reproduce(
 
 
 @app.command
+def evaluate(
+    generated: Path,
+    reference: Path,
+    *,
+    source: Path | None = None,
+    out: Path | None = None,
+    json: Path | None = None,
+    mpp: float | None = None,
+    nucleus: float | None = None,
+    tissue_only: bool = False,
+    encoder: Path | None = None,
+    features: tuple[Path, Path] | None = None,
+    slide_pattern: str | None = None,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Score a folder of virtual IHC against a folder of true IHC, whoever made them. Images match by name.
+
+    Parameters
+    ----------
+    generated: Folder of virtual IHC images.
+    reference: Folder of their true IHC.
+    source: Folder of the H&E images they were made from, for the measures of structure.
+    out: Folder for scores.csv, scores.json, scores.md and report.html; by default evaluation, or none with --json alone.
+    json: Write the scores as JSON to this file.
+    mpp: Micrometres per pixel, for the measures of cells.
+    nucleus: Pixels across a nucleus, instead of --mpp.
+    tissue_only: Histograms of the tissue without the glass, too.
+    encoder: Weights for FID and KID: FID-Inception, or a pathology encoder with timm's names.
+    features: Two .npy files for FID and KID, instead: features [N, D] of the generated and of the true images.
+    slide_pattern: A regular expression with a group (?P<slide>...) in a name; intervals are then over slides.
+    skip_bad: Score the rest where files have problems (exit code 3), instead of nothing (exit code 2).
+    workers: Processes; by default one for each core.
+    seed: Of the bootstrap.
+    device: For the encoder: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.evaluation.evaluate import Settings, cores, evaluate_folders
+    from miudiff.evaluation.publish import complaints, publish
+
+    settings = Settings(
+        mpp=mpp,
+        nucleus=nucleus,
+        tissue=tissue_only,
+        encoder=encoder,
+        features=features,
+        slide_pattern=slide_pattern,
+        skip_bad=skip_bad,
+        workers=cores() if workers is None else workers,
+        seed=seed,
+        device=device,
+    )
+    evaluation = evaluate_folders(generated, reference, source, settings, say)
+    for line in complaints(evaluation):
+        print(f"miudiff: {line}", file=sys.stderr)
+    folder = out if out is not None or json is not None else Path("evaluation")
+    publish(evaluation, {"generated": generated, "reference": reference, "source": source}, folder, json, say)
+    return evaluation.exit_code
+
+
+@app.command
 def doctor() -> int:
     """Say what is here and what is missing: versions, device, readers, weights, disk."""
     from miudiff.doctor import report

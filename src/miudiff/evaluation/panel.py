@@ -34,6 +34,26 @@ class Measure:
     better: Literal["higher", "lower", "near 0", "context"]
 
 
+# What a screen shows; every key is in the files.
+HEADLINES = (
+    "psnr_real",
+    "psnr_source",
+    "vif_source",
+    "vif_real",
+    "hist_rgb256",
+    "hist_lab256",
+    "hist_rgb3d32",
+    "iod_sum_1e7",
+    "iod_sum_1e7_cells",
+    "iod_mape",
+    "iod_pearson",
+    "ssim_real_win7",
+    "gradient_correlation_source",
+    "nuclei_dice_source",
+    "ki67_index_mae",
+    "h_score_mae",
+)
+
 _VIF = "pixel-domain VIF, 4 scales, grey levels 0 to 255, mean of R, G and B"
 _IOD_SIZES = {"": "at 1024 pixels on the longer side", "_native": "at the files' size"}
 _IOD_PLACES = {
