@@ -35,9 +35,9 @@ Labels = NDArray[np.int32]
 
 NUCLEUS = 8.0  # µm across
 CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
-# Optical densities between which Otsu's threshold may lie: fainter is the noise of glass, or for DAB its veil
-# on stroma; denser is stain even in a tile that is nothing else.
-FAINT, VEIL, DENSE = 0.03, 0.1, 0.6
+# Densities between which Otsu's threshold may lie. Hematoxylin: fainter is the noise of glass, denser is stain
+# even in a tile that is nothing else. DAB: fainter is its veil on stroma, and what a score calls weak is a cell.
+HEMATOXYLIN_BOUNDS, DAB_BOUNDS = (0.03, 0.6), (0.1, 0.2)
 GLASS = 150.0  # grey level of the darkest glass
 WEAK, MODERATE, STRONG = 0.2, 0.4, 0.6  # mean DAB density of a cell, QuPath's default classes
 AROUND = 10.0  # nuclei across: the square that a pixel's surroundings are the mean of
@@ -74,7 +74,7 @@ def cell_mask(image: Pixels, diameter: float = CELL) -> Mask:
     """
     amounts = separate_stains(image, rgb_from_hdab, _light(image))
     hematoxylin, dab = (_smooth(amounts[..., stain], diameter) for stain in (0, 1))
-    brown = dab > _otsu(dab, VEIL)
+    brown = dab > _otsu(dab, DAB_BOUNDS)
     away = ~ndimage.binary_dilation(brown, iterations=max(round(diameter / 8), 1))
     if not away.any():
         return _clean(brown, diameter)
@@ -138,8 +138,8 @@ def _surroundings(amount: Floats, where: Mask, side: float) -> Floats:
     return np.asarray(ndimage.uniform_filter(amount * where, size) / np.maximum(weight, 1e-6))
 
 
-def _otsu(amount: Floats, least: float = FAINT) -> float:
-    return float(np.clip(threshold_otsu(amount), least, DENSE))
+def _otsu(amount: Floats, bounds: tuple[float, float] = HEMATOXYLIN_BOUNDS) -> float:
+    return float(np.clip(threshold_otsu(amount), *bounds))
 
 
 def _clean(mask: Mask, diameter: float) -> Mask:

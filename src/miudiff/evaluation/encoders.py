@@ -44,7 +44,7 @@ class Encoder:
         with torch.inference_mode():
             # One by one: files may differ in size, and each is brought to the network's.
             for file in files:
-                image = torch.from_numpy(read_image(file)).permute(2, 0, 1)[None]
+                image = torch.tensor(read_image(file)).permute(2, 0, 1)[None]
                 found.append(self.network(image.to(self.device).float() / 255).cpu())
                 if (now := time.monotonic()) - told > 10:
                     rate = len(found) / (now - began)
