@@ -250,6 +250,7 @@ def test_the_rest_is_scored_on_request_and_never_as_if_it_were_all(folders, imag
         (["G", "R", "--nucleus", "-3"], "--nucleus -3"),
         (["G", "R", "--encoder", "none.pth"], "none.pth: no such file"),
         (["G", "R", "--features", "none.npy", "none.npy"], "none.npy: cannot be read"),
+        (["G", "R", "--features", "a.npy", "b.npy"], "a.npy (3) and b.npy (4): two lengths"),
         (["G", "R", "--slide-pattern", "("], "is no regular expression"),
         (["G", "R", "--slide-pattern", "s1"], "has no group"),
         (["G", "R", "--slide-pattern", "(?P<slide>s1)"], "finds no slide in s2_c"),
@@ -257,6 +258,8 @@ def test_the_rest_is_scored_on_request_and_never_as_if_it_were_all(folders, imag
 )
 def test_a_wrong_word_is_one_line(folders, capsys, words, message):
     (folders / "empty").mkdir()
+    np.save(folders / "a.npy", np.zeros((3, 3)))
+    np.save(folders / "b.npy", np.zeros((3, 4)))
     assert evaluate(*words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -279,7 +282,9 @@ def test_features_give_distances_with_a_warning(folders):
     result = read(folders / "scores.json")
     assert result["mean"]["fid_features_real"] == pytest.approx(36, rel=0.3)
     assert result["mean"]["kid_features_real_1e3"] > 1000
-    assert "below 500" in " ".join(result["notes"])
+    notes = " ".join(result["notes"])
+    assert "below 500" in notes
+    assert "20 generated and 20 true images, not of those scored" in notes
 
 
 def test_an_encoder_gives_distances(folders):

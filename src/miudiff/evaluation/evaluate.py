@@ -27,7 +27,7 @@ from miudiff.device import place
 from miudiff.errors import ConfigError, DataError
 from miudiff.evaluation.cells import NUCLEUS
 from miudiff.evaluation.distribution import ENOUGH, frechet_distance, kernel_distance, read_features
-from miudiff.evaluation.encoders import load_encoder
+from miudiff.evaluation.encoders import Encoder, load_encoder
 from miudiff.evaluation.folders import Case, Folders, Problem, inspect, match
 from miudiff.evaluation.panel import measure
 from miudiff.evaluation.scores import Scores, summarise
@@ -54,6 +54,7 @@ class Settings:
         skip_bad: Score what can be scored where files have problems.
         workers: Processes. More than one are spawned: a script then needs `if __name__ == "__main__":`.
         seed: Of the bootstrap and of KID's subsets.
+        device: For the encoder.
     """
 
     mpp: float | None = None
@@ -112,15 +113,10 @@ def evaluate_folders(
         CheckpointError: The encoder's file cannot be used.
     """
     settings = settings or Settings()
-    diameter = settings.diameter()
     if settings.workers < 1:
         raise ConfigError(f"--workers {settings.workers}: expected at least 1")
-    if settings.encoder is not None and settings.features is not None:
-        raise ConfigError("--encoder and --features both give features; give one")
-    encoder = (
-        load_encoder(settings.encoder, place(settings.device, "fp32").device) if settings.encoder else None
-    )
-    given = [read_features(path) for path in settings.features] if settings.features else None
+    diameter = settings.diameter()
+    encoder, given = _features(settings)
     folders = match(generated, reference, source)
     with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock, and starts at once
         found = list(_told(pool.map(inspect, folders.cases), len(folders.cases), say, "looked at"))
@@ -141,6 +137,24 @@ def evaluate_folders(
         scores, note = _with_distances(scores, kind, given[0], given[1], settings.seed)
         notes = (*notes, *note)
     return Evaluation(folders, problems, cases, scores, notes)
+
+
+def _features(settings: Settings) -> tuple[Encoder | None, list[Floats] | None]:
+    """The encoder, or the features of both sets, that the settings name."""
+    if settings.encoder is not None and settings.features is not None:
+        raise ConfigError("--encoder and --features both give features; give one")
+    if settings.encoder is not None:
+        return load_encoder(settings.encoder, place(settings.device, "fp32").device), None
+    if settings.features is None:
+        return None, None
+    given = [read_features(path) for path in settings.features]
+    widths = [features.shape[1] for features in given]
+    if widths[0] != widths[1]:
+        both = " and ".join(
+            f"{path} ({width})" for path, width in zip(settings.features, widths, strict=True)
+        )
+        raise DataError(f"{both}: two lengths of features, expected those of one encoder")
+    return None, given
 
 
 def measure_files(case: Case, nucleus: float | None, tissue: bool) -> dict[str, float]:
@@ -204,10 +218,6 @@ def _slides(cases: Sequence[Case], pattern: str | None) -> list[str] | None:
 def _with_distances(
     scores: Scores, kind: str, fakes: Floats, reals: Floats, seed: int
 ) -> tuple[Scores, list[str]]:
-    if fakes.shape[1] != reals.shape[1]:
-        raise DataError(
-            f"features of {fakes.shape[1]} and of {reals.shape[1]} numbers an image, expected one encoder's"
-        )
     count = min(len(fakes), len(reals))
     if count < 2:
         return scores, ["FID and KID need at least 2 images."]
@@ -219,6 +229,10 @@ def _with_distances(
     notes = [
         f"KID in 10^-3; standard deviation over subsets {1000 * kid.std:.3g}. FID and KID have no interval."
     ]
+    if {len(fakes), len(reals)} != {len(scores.names)}:
+        notes.append(
+            f"FID and KID are of {len(fakes)} generated and {len(reals)} true images, not of those scored."
+        )
     if count < ENOUGH:
         notes.append(
             f"FID and KID of {count} images: below {ENOUGH} an FID is biased upwards; do not quote it."
