@@ -191,6 +191,7 @@ def test_weights_that_are_no_encoders_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, about making and seeing the program
 def test_an_encoder_that_is_a_program_is_not_run(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
     with pytest.raises(CheckpointError, match="cannot be loaded as plain tensors"):
