@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from miudiff.checkpoints import find_states, load_state, load_tensors, save_state
 from miudiff.config import parse, read_yaml
 from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
-from miudiff.errors import CheckpointError, ConfigError, NonFiniteError
+from miudiff.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from miudiff.images import write_image
 from miudiff.information.learner import MIConfig, MILearner
 from miudiff.runs import RunConfig, run, trained_as
@@ -258,6 +259,18 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path):
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         run(load(path), quiet)
+
+
+def test_a_state_that_the_disk_does_not_hold_is_told_in_one_line_and_leaves_the_last(tmp_path):
+    first = save_state(tmp_path, 1, {"net": torch.nn.Linear(2, 2)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow beyond: as on a full disk
+    try:
+        with pytest.raises(DataError, match=r"state-00000002.pt: cannot be written \(File too large\)"):
+            save_state(tmp_path, 2, {"net": torch.nn.Linear(1000, 100)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [first]
 
 
 def test_states_hold_no_code(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from miudiff.errors import CheckpointError
+from miudiff.errors import CheckpointError, DataError
 from miudiff.images import atomic, write_bytes
 
 
@@ -32,10 +32,21 @@ STATE = re.compile(r"state-(\d{8})\.pt")
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Part], keep: int = 2) -> Path:
-    """Write the state after `step` steps; the `keep` newest stay."""
+    """Write the state after `step` steps; the `keep` newest stay.
+
+    Raises:
+        DataError: It cannot be written.
+    """
     path = folder / f"state-{step:08d}.pt"
-    with atomic(path) as part:
-        torch.save({"step": step, "parts": {name: p.state_dict() for name, p in parts.items()}}, part)
+    content = {"step": step, "parts": {name: p.state_dict() for name, p in parts.items()}}
+    with atomic(path) as part, part.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # On a full disk torch fails a second time while it closes its archive, and hides why.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
     for _, old in find_states(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
@@ -120,9 +131,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def append_json(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a log."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """Add one line of JSON to a log.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
