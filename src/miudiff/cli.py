@@ -122,7 +122,7 @@ def translate(
     say(f"{len(outcome.written)} written, {len(outcome.skipped)} there already, {len(outcome.failed)} failed")
     if outcome.failed:
         more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
-        print(f"miudiff: {outcome.failed[0][1]}{more}", file=sys.stderr)
+        _complain(f"{outcome.failed[0][1]}{more}")
     return outcome.exit_code
 
 
@@ -369,19 +369,18 @@ def _exit_code(command: Callable[[], object]) -> int:
     except MiudiffError as error:
         # An error from a process that reads tiles comes with that process's traceback before it.
         line = str(error).strip().splitlines()[-1]
-        print(
-            f"miudiff: {line.split('Error: ', 1)[-1] if line.startswith('miudiff.') else line}",
-            file=sys.stderr,
-        )
+        _complain(line.split("Error: ", 1)[-1] if line.startswith("miudiff.") else line)
         return 2
     except cyclopts.CycloptsError as error:
-        print(f"miudiff: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        print("miudiff: interrupted; the same command goes on from here", file=sys.stderr)
+        _complain("interrupted; the same command goes on from here")
         return 130
     except OSError as error:  # a full disk, a lost mount, a folder without leave to write
-        print(
-            f"miudiff: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr
-        )
+        _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
         return 2
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"miudiff: {line}\n")  # in one piece: several processes may write at once
