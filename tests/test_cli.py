@@ -17,6 +17,7 @@ from miudiff.checkpoints import save_weights
 from miudiff.cli import main
 from miudiff.images import read_image
 from miudiff.information.learner import save_estimator
+from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import load_model, save_model
 from tiny import tiny_estimator, tiny_model, tiny_score
 
@@ -406,6 +407,49 @@ def test_a_folder_that_may_not_be_written_is_told_in_one_line(he, tmp_path, mode
     (tmp_path / "file").write_text("mine")
     line = mistake(2, "translate", he / "a.png", tmp_path / "file" / "ihc", "--model", model, *QUICK)
     assert "cannot be written" in line
+
+
+def run_out(monkeypatch, error, times):
+    """Lets the `times`-th tiles of a run find no memory."""
+    translate, calls = MIUDiff.translate, []
+
+    def hungry(self, he, keys):
+        calls.append(he)
+        if len(calls) in times:
+            raise error
+        return translate(self, he, keys)
+
+    monkeypatch.setattr(MIUDiff, "translate", hungry)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 10 MiB free"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps", "cpu", "numpy"])
+def test_a_device_without_memory_fails_that_image_in_one_line_and_keeps_the_others(
+    he, tmp_path, model, mistake, monkeypatch, error
+):
+    run_out(monkeypatch, error, [2])
+    line = mistake(3, "translate", he, tmp_path / "ihc", "--model", model, *QUICK)
+    assert line.startswith(
+        f"miudiff: {he / 'b.png'}: a tile of 64 x 64 in fp32 on cpu: found too little memory ("
+    )
+    assert "smaller 'tile'" in line
+    assert names(tmp_path / "ihc") == ["a.png", "c.jpg"]
+    run_out(monkeypatch, error, [1, 2, 3])
+    assert "little memory" in mistake(2, "translate", he / "b.png", tmp_path / "b", "--model", model, *QUICK)
+    assert "little memory" in mistake(2, "calibrate", he, "--model", model, "--set", "reverse.start=4")
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_users(he, tmp_path, model, monkeypatch):
+    run_out(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), [1])
+    with pytest.raises(RuntimeError, match="mat1"):
+        main([str(word) for word in ("translate", he, tmp_path / "ihc", "--model", model, *QUICK)])
 
 
 # Help

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from miudiff.checkpoints import find_states, load_state, load_tensors, save_state
 from miudiff.config import parse, read_yaml
 from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
-from miudiff.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from miudiff.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteError
 from miudiff.images import write_image
 from miudiff.information.learner import MIConfig, MILearner
 from miudiff.runs import RunConfig, run, trained_as
@@ -244,6 +244,17 @@ def test_a_nan_stops_with_the_step_and_the_batchs_names_and_leaves_the_weights(t
     assert all(torch.equal(before[name], value) for name, value in weights(tmp_path / "run").items())
 
 
+def test_a_step_that_finds_no_memory_says_what_takes_less(tmp_path, monkeypatch):
+    def hungry(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(ScoreLearner, "step", hungry)
+    with pytest.raises(
+        DeviceError, match=r"step 0, images 4 x 3 x 32 x 32 .*2\.00 GiB.*lower batch_size or data\.size"
+    ):
+        run(load(write_run(tmp_path)), quiet)
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path):
     path = write_run(tmp_path)
     run(load(path, steps=2), quiet)
@@ -264,7 +275,9 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path):
 def test_a_state_that_the_disk_does_not_hold_is_told_in_one_line_and_leaves_the_last(tmp_path):
     first = save_state(tmp_path, 1, {"net": torch.nn.Linear(2, 2)})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow beyond: as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100_000, limits[1])
+    )  # no file may grow beyond: as on a full disk
     try:
         with pytest.raises(DataError, match=r"state-00000002.pt: cannot be written \(File too large\)"):
             save_state(tmp_path, 2, {"net": torch.nn.Linear(1000, 100)})

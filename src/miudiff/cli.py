@@ -380,6 +380,13 @@ def _exit_code(command: Callable[[], object]) -> int:
     except OSError as error:  # a full disk, a lost mount, a folder without leave to write
         _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
         return 2
+    except (RuntimeError, MemoryError) as error:
+        from miudiff.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _complain(f"too little memory ({' '.join(str(error).split())[:120]}); free it, or take --device cpu")
+        return 2
 
 
 def _complain(line: str) -> None:

@@ -6,6 +6,7 @@ stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from miudiff.device import Placement, Precision, place
+from miudiff.device import Placement, Precision, enough_memory, place
 from miudiff.errors import ConfigError, DataError, NonFiniteError
 from miudiff.images import MAX_PIXELS, Pixels, resize, to_tensor, to_uint8
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
@@ -107,6 +108,7 @@ class VirtualStainer:
 
         Raises:
             DataError: Not an RGB image, or too small or too large at the model's scale.
+            DeviceError: Out of memory.
             NonFiniteError: The network gave a NaN or an infinity.
         """
         if isinstance(image, Image.Image):
@@ -128,8 +130,9 @@ class VirtualStainer:
         key = NoiseKey(seed, name)
 
         def one(pixels: Pixels, top: int, left: int) -> Pixels:
-            he = to_tensor(pixels).to(self.placement.device)
-            ihc = self.method.translate(he, [key.at(left, top)])
+            with self._memory(pixels):
+                he = to_tensor(pixels).to(self.placement.device)
+                ihc = self.method.translate(he, [key.at(left, top)])
             if not torch.isfinite(ihc).all():
                 raise NonFiniteError(
                     f"the network gave a NaN or an infinity in {self.placement.precision}; are its weights damaged?"
@@ -152,6 +155,12 @@ class VirtualStainer:
     @property
     def _multiple(self) -> int:
         return 2 ** (len(self.model.score.unet.config.block_out_channels) - 1)
+
+    def _memory(self, tile: Pixels) -> contextlib.AbstractContextManager[None]:
+        return enough_memory(
+            f"a tile of {tile.shape[1]} x {tile.shape[0]} in {self.placement.precision} on {self.placement.device}",
+            "free the device, take another (--device cpu) or --precision bf16, or write a smaller 'tile' into the model's model_index.json",
+        )
 
     def steps(self, rows: int, columns: int) -> int:
         """How many reverse steps, over all tiles, an image of that working size takes."""

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from miudiff.checkpoints import append_json, find_states, load_state, save_state
+from miudiff.device import enough_memory
 from miudiff.errors import ConfigError, MiudiffError, NonFiniteError, PeerError
 from miudiff.images import write_bytes
 from miudiff.training.learner import Learner
@@ -75,6 +76,7 @@ def train(
 
     Raises:
         DataError: A tile cannot be read; a state is written first.
+        DeviceError: Out of memory.
         NonFiniteError: A loss or gradient is not finite; names the step and the images of the batch that it came from.
         PeerError: Another process was killed, or its machine was lost.
     """
@@ -161,8 +163,14 @@ def _step(
     learner: Learner, batch: Mapping[str, Tensor], names: list[str], step: int
 ) -> tuple[Mapping[str, Tensor], NonFiniteError | None]:
     """The step's logs, or why it was not taken, with the names of this process's images."""
+    sizes = " x ".join(str(n) for n in next(iter(batch.values())).shape)
+    memory = enough_memory(
+        f"step {step}, images {sizes} on a process",
+        "spread the batch over more processes, or take a lower batch_size or data.size with another out=",
+    )
     try:
-        return learner.step(batch, step), None
+        with memory:
+            return learner.step(batch, step), None
     except NonFiniteError as error:
         return {}, NonFiniteError(f"{error}; the batch's images: {', '.join(names)}", error.here)
 
