@@ -47,7 +47,7 @@ class RunConfig(Strict):
     mi: MIConfig = MIConfig()
     steps: int = Field(40_000, ge=1)
     batch_size: int = Field(4, ge=1, description="Over all processes.")
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = Field(20, ge=1, description="Steps between lines of the log.")
@@ -80,6 +80,7 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         raise ConfigError(
             f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
         )
+    _check_sizes(config)
     images = find_images(config.data, config.markers, say if main else _silent)
     if main:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,20 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
             _say_curve(learner, config, say)
     accelerator.wait_for_everyone()
     return weights
+
+
+def _check_sizes(config: RunConfig) -> None:
+    """Refuse tiles that the network cannot take before any is read."""
+    network, patch = config.score.network, config.mi.estimator.patch
+    if config.task == "score" and config.data.size % network.multiple:
+        raise ConfigError(
+            f"data.size: found {config.data.size}, expected a multiple of {network.multiple}, as score.network.channels halve it"
+        )
+    for key, data in (("data", config.data), ("held_out", config.held_out)):
+        if config.task == "mi" and data is not None and data.size < 2 * patch:
+            raise ConfigError(
+                f"{key}.size: found {data.size}, expected at least {2 * patch}, two patches of mi.estimator.patch"
+            )
 
 
 def _silent(line: str) -> None:
