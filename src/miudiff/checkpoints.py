@@ -65,21 +65,29 @@ def load_state(path: Path, parts: Mapping[str, Part]) -> int:
     Raises:
         CheckpointError: Damaged, or made by a run of other parts or sizes.
     """
-    content = load_tensors(path)
+    try:
+        content = load_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; without it the same command goes on from the state before"
+        ) from error
     if (
         not isinstance(content, dict)
         or set(content) != {"step", "parts"}
+        or not isinstance(content["step"], int)
+        or not isinstance(content["parts"], dict)
         or set(content["parts"]) != set(parts)
     ):
         raise CheckpointError(f"{path}: is no state of this run; start in another folder")
     try:
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{path}: does not fit the configuration ({str(error).splitlines()[0]}); start in another folder"
+            f"{path}: does not fit the configuration ({reason}); start in another folder"
         ) from error
-    return int(content["step"])
+    return content["step"]
 
 
 def load_tensors(path: Path) -> Any:
@@ -126,8 +134,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write readable JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write readable JSON, whole or not at all; a file's name that is no text reads back as it was."""
+    write_bytes(
+        path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    )
 
 
 def append_json(path: Path, line: Mapping[str, Any]) -> None:

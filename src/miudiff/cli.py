@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ Change = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    print(_one_line(line), flush=True)
 
 
 @app.command
@@ -218,7 +219,7 @@ def check(
     for line in report.lines():
         say(line)
     if json is not None:
-        write_bytes(json, report.to_json().encode())
+        write_bytes(json, report.to_json().encode(errors="backslashreplace"))
     return report.exit_code
 
 
@@ -355,6 +356,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Before torch starts its threads: on a busy machine a spinning thread waits for one that has no core to run on, and a step
     # of the network takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
     sys.exit(
         _exit_code(
             lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -367,9 +370,7 @@ def _exit_code(command: Callable[[], object]) -> int:
         result = command()
         return result if isinstance(result, int) else 0
     except MiudiffError as error:
-        # An error from a process that reads tiles comes with that process's traceback before it.
-        line = str(error).strip().splitlines()[-1]
-        _complain(line.split("Error: ", 1)[-1] if line.startswith("miudiff.") else line)
+        _complain(str(error))
         return 2
     except cyclopts.CycloptsError as error:
         _complain(" ".join(str(error).split()))
@@ -390,4 +391,9 @@ def _exit_code(command: Callable[[], object]) -> int:
 
 
 def _complain(line: str) -> None:
-    sys.stderr.write(f"miudiff: {line}\n")  # in one piece: several processes may write at once
+    sys.stderr.write(f"miudiff: {_one_line(line)}\n")  # in one piece: several processes may write at once
+
+
+def _one_line(line: str) -> str:
+    """A file's name may hold a line break."""
+    return line.replace("\r", "\\r").replace("\n", "\\n")

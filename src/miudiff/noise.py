@@ -95,7 +95,9 @@ class NoiseKey:
         )
 
     def _generator(self, stream: str, step: int, row: int, column: int) -> np.random.Generator:
-        digest = hashlib.blake2b(f"{self.seed}\0{self.name}".encode(), digest_size=16).digest()
+        # A file's name need not be text; one that is not keeps its bytes.
+        words = f"{self.seed}\0{self.name}".encode(errors="surrogateescape")
+        digest = hashlib.blake2b(words, digest_size=16).digest()
         key = np.frombuffer(digest, dtype=np.uint64)
         place = np.array([row, column], dtype=np.int64).astype(np.uint64)
         # Counter word 0 counts the draws of one cell; the other three say which cell, step and stream it is.

@@ -149,10 +149,13 @@ def _read_schedule(path: Path) -> VPSDE:
             raise CheckpointError(f"{path}: '{key}': found {schedule[key]!r}, expected {expected}")
     try:
         steps = int(schedule["num_train_timesteps"])
+        first, last = float(schedule["beta_start"]), float(schedule["beta_end"])
+        if not (steps >= 2 and 0 < first <= last < 1):
+            raise ValueError(
+                f"{steps} steps with betas from {first:g} to {last:g}, expected shares of 1 that rise"
+            )
         # `VPSDE` counts betas as for 1000 steps, diffusers as they are
-        return VPSDE(
-            steps, float(schedule["beta_start"]) * steps / 1000, float(schedule["beta_end"]) * steps / 1000
-        )
+        return VPSDE(steps, first * steps / 1000, last * steps / 1000)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be used ({type(error).__name__}: {error})") from error
 

@@ -156,7 +156,9 @@ def _next(batches: Iterator[Batch]) -> tuple[dict[str, Tensor], list[str], Miudi
     try:
         return *next(batches), None
     except MiudiffError as error:
-        return {}, [], error
+        # From a process that reads tiles it comes with that process's traceback before it.
+        told = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2]
+        return {}, [], type(error)(told.strip())
 
 
 def _step(

@@ -1,0 +1,129 @@
+"""What a user can get wrong: one line that names file or key, exit code 2, and nothing lost."""
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from miudiff.checkpoints import find_states, load_tensors
+from miudiff.cli import main
+from miudiff.images import write_image
+from miudiff.methods.model import save_model
+from miudiff.runs import run as train
+from test_training import load, quiet, write_run
+from tiny import tiny_model
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused; returns its one line."""
+
+    def run(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        errors = capsys.readouterr().err
+        assert left.value.code == 2, errors
+        assert errors.startswith("miudiff: ")
+        assert errors.count("\n") == 1
+        return errors.strip()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("score.network.channels=[]", "'score.network.channels': found []"),
+        ("score.network.channels=[8,9]", "channels: found 9, expected multiples of groups, 4"),
+        ("score.network.groups=3", "channels: found 8, expected multiples of groups, 3"),
+        ("score.network.heads=3", "heads: found 3, expected a divisor of the 16 channels that attend"),
+        ("score.network.head_channels=7", "head_channels: found 7, expected a divisor of the 16"),
+        ("score.network.head_channels=0", "'score.network.head_channels': found 0"),
+        ("score.network.markers=0", "'score.network.markers': found 0"),
+        ("mi.estimator.channels=[8,8,8,8]", "patch: found 8, expected at least 16 for 4 halvings"),
+        ("data.size=33", "data.size: found 33, expected a multiple of 2"),
+        ("seed=99999999999999999999", "'seed': found 99999999999999999999"),
+        ("score.network.chanels=[8]", "unknown key 'score.network.chanels'; did you mean 'channels'?"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_before_the_run_has_a_folder(tmp_path, refused, word, told):
+    assert told in refused("train", write_run(tmp_path), word)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_estimator_needs_tiles_of_two_patches(tmp_path, refused):
+    path = write_run(tmp_path, "mi")
+    assert "data.size: found 32, expected at least 48" in refused("train", path, "mi.estimator.patch=24")
+    held_out = {"root": str(tmp_path), "size": 8, "mpp": 1.0, "sources": [{"files": "ihc", "mpp": 1.0}]}
+    assert "held_out.size: found 8" in refused("train", path, f"held_out={yaml.safe_dump(held_out)}")
+
+
+def test_a_state_that_holds_anything_else_is_refused_and_kept(tmp_path, refused):
+    path = write_run(tmp_path)
+    train(load(path, steps=2), quiet)
+    state = find_states(tmp_path / "run")[-1][1]
+    sound = load_tensors(state)
+    parts = sound["parts"]
+    for content in (
+        [1, 2],
+        {"step": 2, "parts": 3},
+        {"step": "two", "parts": parts},
+        {"step": 2, "parts": dict.fromkeys(parts)},
+        {"step": 2, "parts": parts | {"average": {}}},
+    ):
+        torch.save(content, state)
+        assert str(state) in refused("train", path)
+        assert state.exists()
+    state.write_bytes(b"")
+    assert "without it the same command goes on from the state before" in refused("train", path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_train_timesteps": -5}, {"num_train_timesteps": 1}, {"beta_end": 5}, {"beta_start": 0}]
+)
+def test_a_schedule_that_is_none_is_refused(tmp_path, refused, change):
+    save_model(tmp_path / "model", tiny_model())
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_image(tmp_path / "he.png", np.full((64, 64, 3), 200, np.uint8))
+    line = refused("translate", tmp_path / "he.png", tmp_path / "ihc.png", "--model", tmp_path / "model")
+    assert f"{path}: cannot be used" in line
+
+
+NAMES = ["with space.png", "ünïcödé 染.png", "[1].png", "a*b.png", "-dash.png", "new\nline.png"]
+NAMES += [os.fsdecode(b"no\xfftext.png")] if sys.platform == "linux" else []
+
+
+def test_names_of_any_kind_are_kept_and_told_in_one_line_each(tmp_path, capsys, monkeypatch):
+    save_model(tmp_path / "model", tiny_model())
+    for name in NAMES:
+        write_image(tmp_path / "he" / name, np.full((64, 64, 3), 200, np.uint8))
+    (tmp_path / "he" / "bad\nname.png").write_text("no image")
+    words = ["--model", tmp_path / "model", "--device", "cpu", "--set", "reverse.start=2"]
+    words += ["--set", "refinement.loss=none", "--set", "reverse.steps=2"]
+    for code in (3, 3):  # the second finds the first's record
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in ("translate", tmp_path / "he", tmp_path / "ihc", *words)])
+        assert left.value.code == code
+    told = capsys.readouterr()
+    assert sorted(p.name for p in (tmp_path / "ihc").glob("*.png")) == sorted(NAMES)
+    record = json.loads((tmp_path / "ihc" / "translation.json").read_text())
+    assert sorted(record["images"]) == sorted(NAMES)
+    assert f"{len(NAMES)} there already, 1 failed" in told.out
+    assert told.err.count("\n") == 2
+    assert all(rf"{tmp_path / 'he'}/bad\nname.png: is not an image" in line for line in told.err.splitlines())
+
+
+def test_a_bad_file_met_by_a_process_that_reads_tiles_is_told_in_one_line(tmp_path, refused):
+    path = write_run(tmp_path)
+    shutil.rmtree(tmp_path / "ihc")
+    (tmp_path / "ihc").mkdir()
+    (tmp_path / "ihc" / "new\nline.png").write_text("no image")
+    line = refused("train", path, "workers=1")
+    assert line.startswith(rf"miudiff: {tmp_path / 'ihc'}/new\nline.png: is not an image")
