@@ -577,7 +577,7 @@ def test_runs_are_assembled_to_a_model_that_translates(he, tmp_path, model):
             ("--marker", "Ki67", "--marker", "ER", "--marker", "PR"),
             "3 markers (Ki67, ER, PR), but the network has 2",
         ),
-        (("--mi", "gone"), "gone"),
+        (("--mi", "gone", "--marker", "Ki67", "--marker", "ER"), "gone"),
         (("--readme", "gone"), "gone"),
     ],
 )

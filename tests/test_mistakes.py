@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from miudiff.checkpoints import find_states, load_tensors
+from miudiff.checkpoints import WEIGHTS, find_states, load_tensors, save_weights
 from miudiff.cli import main
 from miudiff.images import write_image
 from miudiff.methods.model import save_model
 from miudiff.runs import run as train
 from test_training import load, quiet, write_run
-from tiny import tiny_model
+from tiny import tiny_model, tiny_score
 
 
 @pytest.fixture
@@ -94,6 +94,63 @@ def test_a_schedule_that_is_none_is_refused(tmp_path, refused, change):
     write_image(tmp_path / "he.png", np.full((64, 64, 3), 200, np.uint8))
     line = refused("translate", tmp_path / "he.png", tmp_path / "ihc.png", "--model", tmp_path / "model")
     assert f"{path}: cannot be used" in line
+
+
+@pytest.mark.parametrize(
+    "record",
+    ['{"images": {"he.png": {"run": 7}}, "runs": []}', '{"images": 3}', "[1]", '{"images": {"he.png": {}}}'],
+)
+def test_a_record_that_somebody_else_wrote_is_refused_and_kept(tmp_path, refused, record):
+    save_model(tmp_path / "model", tiny_model())
+    for folder in ("he", "ihc"):
+        write_image(tmp_path / folder / "he.png", np.full((64, 64, 3), 200, np.uint8))
+    path = tmp_path / "ihc" / "translation.json"
+    path.write_text(record)
+    words = ["--model", tmp_path / "model", "--device", "cpu"]
+    assert f"{path}: " in refused("translate", tmp_path / "he", tmp_path / "ihc", *words)
+    assert path.read_text() == record
+
+
+def test_what_is_no_model_card_or_model_is_refused(tmp_path, refused):
+    save_model(tmp_path / "model", tiny_model(("Ki67",)))
+    index = tmp_path / "model" / "model_index.json"
+    tone = [
+        "model",
+        "tone",
+        tmp_path / "model",
+        "--marker",
+        "Ki67",
+        "--he",
+        "twin:train",
+        "--ihc",
+        "twin:train",
+    ]
+    for wrong, told in (({"markers": 3}, "'markers': found 3"), ({"tone": 4}, "'tone': found 4")):
+        before = index.read_text()
+        index.write_text(json.dumps(json.loads(before) | wrong))
+        assert f"{index}: {told}" in refused(*tone)
+        index.write_text(before)
+    (tmp_path / "card.md").write_bytes(b"\xff\xfe")
+    words = ["--name", "a", "--readme", tmp_path / "card.md"]
+    assert "expected a model card in UTF-8" in refused(
+        "model", "assemble", tmp_path, tmp_path / "out", *words
+    )
+    assert "or one of: ki67-small" in refused("calibrate", tmp_path, "--model", ".")
+
+
+def test_a_demo_folder_that_cannot_be_is_told_before_the_work(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("miudiff.stainer.VirtualStainer.translate", None)
+    (tmp_path / "mine").write_text("mine")
+    assert str(tmp_path / "mine") in refused("demo", "--out", tmp_path / "mine", "--device", "cpu")
+
+
+def test_a_network_of_markers_that_nobody_names_makes_no_model(tmp_path, refused):
+    score = tiny_score(2)
+    score.unet.save_config(tmp_path / "weights")
+    save_weights(tmp_path / "weights" / WEIGHTS, score.unet.state_dict())
+    line = refused("model", "assemble", tmp_path, tmp_path / "out", "--name", "mine")
+    assert "a network of 2 markers, but nothing names them; give --marker for each" in line
+    assert not (tmp_path / "out").exists()
 
 
 NAMES = ["with space.png", "ünïcödé 染.png", "[1].png", "a*b.png", "-dash.png", "new\nline.png"]

@@ -279,6 +279,10 @@ def assemble(
     from miudiff.methods.model import Card, from_runs, save_model
     from miudiff.runs import trained_as
 
+    try:
+        text = readme.read_text(encoding="utf-8") if readme else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{readme}: is not text, expected a model card in UTF-8") from error
     marker, mpp = trained_as(score, mi, marker, mpp)
     about = {
         "name": name,
@@ -290,9 +294,7 @@ def assemble(
     }
     card = parse(Card, about, "the model's card")
     made = from_runs(score / "weights", mi / "weights" if mi else None, card)
-    save_model(
-        out, made, torch.float16 if half else None, readme.read_text(encoding="utf-8") if readme else None
-    )
+    save_model(out, made, torch.float16 if half else None, text)
     say(f"model: {out}")
     return 0
 

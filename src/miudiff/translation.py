@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from miudiff import __version__
 from miudiff.checkpoints import append_json, read_json, write_json
-from miudiff.errors import DataError, MiudiffError
+from miudiff.errors import CheckpointError, DataError, MiudiffError
 from miudiff.images import SUFFIXES, list_images, read_image, read_scale, write_image
 from miudiff.methods.miu_diff import StepReport
 from miudiff.stainer import VirtualStainer
@@ -181,12 +183,11 @@ def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str
 def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path], overwrite: bool) -> None:
     if overwrite or not path.exists():
         return
-    record = read_json(path)
+    record = _read_record(path)
     for result in results:
-        entry = record.get("images", {}).get(result.name)
-        if entry is None or not result.exists():
+        if result.name not in record.images or not result.exists():
             continue  # somebody's own file is skipped like a finished one
-        before = record["runs"][entry["run"]]
+        before = record.runs[record.images[result.name]["run"]]
         changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:
             raise DataError(
@@ -196,8 +197,26 @@ def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path]
 
 def _record(path: Path, settings: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
     """Note how the result `name` is made: its entry names one of the `runs`, since files of several can share a folder."""
-    before = read_json(path) if path.exists() else {}
-    runs = before.get("runs", [])
-    runs = runs if settings in runs else [*runs, settings]
-    images = before.get("images", {}) | {name: entry | {"run": runs.index(settings)}}
+    before = _read_record(path) if path.exists() else _Record()
+    runs = before.runs if settings in before.runs else [*before.runs, settings]
+    images = before.images | {name: entry | {"run": runs.index(settings)}}
     write_json(path, {"notice": NOTICE, "runs": runs, "images": images})
+
+
+class _Record(BaseModel):
+    """What `RECORD` holds: settings of runs, and for each image which of them made it."""
+
+    runs: list[dict[str, Any]] = []
+    images: dict[str, dict[str, Any]] = {}
+
+
+def _read_record(path: Path) -> _Record:
+    try:
+        record = _Record.model_validate(read_json(path))
+    except (ValidationError, CheckpointError) as error:
+        raise DataError(
+            f"{path}: is no record of `miudiff translate`; move it away, or give another target"
+        ) from error
+    if any(entry.get("run") not in range(len(record.runs)) for entry in record.images.values()):
+        raise DataError(f"{path}: names runs that it does not hold; move it away, or give another target")
+    return record

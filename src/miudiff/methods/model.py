@@ -89,11 +89,11 @@ def model_folder(name: str | Path) -> Path:
     Raises:
         CheckpointError: Neither.
     """
-    shipped = Path(str(files("miudiff"))) / "weights" / str(name)
-    for folder in (Path(name), shipped):
+    shipped = Path(str(files("miudiff"))) / "weights"
+    for folder in (Path(name), shipped / str(name)):
         if (folder / "model_index.json").is_file():
             return folder
-    found = sorted(p.parent.name for p in shipped.parent.glob("*/model_index.json"))
+    found = sorted(p.parent.name for p in shipped.glob("*/model_index.json"))
     raise CheckpointError(
         f"{name}: no model there (no model_index.json), expected a model folder or one of: {', '.join(found) or 'none ships'}"
     )
@@ -107,8 +107,7 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
     """
     folder = model_folder(name)
     index = read_json(folder / "model_index.json")
-    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
-    card = _parse(Card, about, folder / "model_index.json")
+    card = _card(index, folder / "model_index.json")
     sde = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     score = ScoreModel(load_unet(folder / "unet"), sde)
     _check_markers(score, card, folder / "model_index.json")
@@ -118,6 +117,11 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
     device = placement.device if placement else torch.device("cpu")
     score = score.eval().requires_grad_(False).to(device)
     return Model(score, estimator.to(device) if estimator else None, card, _fingerprint(folder))
+
+
+def _card(index: Mapping[str, Any], path: Path) -> Card:
+    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
+    return _parse(Card, about, path)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -227,6 +231,11 @@ def from_runs(score_weights: Path, estimator_weights: Path | None, card: Card) -
     """
     score = ScoreModel(load_unet(score_weights))
     _check_markers(score, card, score_weights)
+    classes = score.unet.config.num_class_embeds
+    if classes and not card.markers:
+        raise CheckpointError(
+            f"{score_weights}: a network of {classes} markers, but nothing names them; give --marker for each, in the order that it was trained in"
+        )
     return Model(score, _load_estimator(estimator_weights) if estimator_weights else None, card)
 
 
@@ -239,8 +248,9 @@ def add_tone(folder: Path, marker: str, he: str, ihc: str) -> ToneCurve:
     """
     path = folder / "model_index.json"
     index = read_json(path)
-    if marker not in index.get("markers", []):
-        raise ConfigError(f"marker '{marker}': {path} has {', '.join(index.get('markers', [])) or 'none'}")
+    markers = _card(index, path).markers
+    if marker not in markers:
+        raise ConfigError(f"marker '{marker}': {path} has {', '.join(markers) or 'none'}")
     curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"))
     index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
     write_json(path, index)
