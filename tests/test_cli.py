@@ -475,7 +475,7 @@ def test_help_takes_less_than_half_a_second_and_imports_no_network_library():
 
 
 COMMANDS = ["demo", "train", "translate", "calibrate", "reproduce", "doctor"]
-COMMANDS += ["data check", "data twin", "model assemble", "model from-adm"]
+COMMANDS += ["data check", "data twin", "model assemble", "model from-adm", "model tone", "model samples"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -28,6 +28,7 @@ ALLOWED = {
     "runs": {*LEARNING, *CORE, "methods"},
     "trajectory": {"methods"},
     "calibration": {"methods", "stainer"},
+    "samples": {"methods"},
     "translation": {"checkpoints", "methods", "stainer"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
     "reproduce": {"checkpoints", "data", "evaluation", "methods"},

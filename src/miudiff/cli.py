@@ -23,7 +23,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 data = App(name="data", help="Look at, check and make datasets.")
-model_app = App(name="model", help="Make model folders.")
+model_app = App(name="model", help="Make model folders, and look into them.")
 app.command(data)
 app.command(model_app)
 
@@ -350,6 +350,37 @@ def from_adm(
     card = parse(Card, about, "the model's card")
     save_model(out, Model(load_adm(checkpoint, override({}, set_)), None, card))
     say(f"model: {out}")
+    return 0
+
+
+@model_app.command
+def samples(
+    model: str,
+    out: Path,
+    *,
+    marker: str | None = None,
+    count: int = 8,
+    size: int = 128,
+    steps: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Draw unconditional samples of a model's score network: what it has learned, without a source or guidance.
+
+    Parameters
+    ----------
+    model: A model folder, or the model that ships with the package.
+    out: The picture to write.
+    marker: For a model of several markers; its first by default.
+    count: How many samples.
+    size: Side of a sample in pixels.
+    steps: Steps from noise to image, of the 1000 that the model knows.
+    seed: Same seed, same samples, however many.
+    device: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.samples import write_samples
+
+    write_samples(model, out, marker, count, size, steps, seed, device, say)
     return 0
 
 
