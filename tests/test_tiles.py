@@ -48,6 +48,30 @@ def test_fit_shrinks_whole_images(tmp_path):
     assert int((tiles[0]["ihc"][1] < 0).sum()) == 4 * 8
 
 
+def test_whole_images_that_shrink_to_several_scales_are_refused(tmp_path):
+    field(tmp_path / "a", "a.png", size=64)
+    field(tmp_path / "b", "b.png", size=32)
+
+    def found(mpps, **changes):
+        sources = [{"files": name, "mpp": mpp} for name, mpp in zip("ab", mpps, strict=True)]
+        values = {"root": tmp_path, "size": 16, "fit": True, "sources": sources} | changes
+        return len(find_images(parse(DataConfig, values, "test"), ()))
+
+    assert (
+        found((0.5, 1.0))
+        == found((0.5, 1.0), mpp=2.0)
+        == found((0.5, None))
+        == found((None, None), mpp=3)
+        == 2
+    )
+    with pytest.raises(
+        DataError, match=r"data.fit: .*a.png shrunk to 16 pixels has 2 um/px, .*b.png 1; .* one scale"
+    ):
+        found((0.5, 0.5))
+    with pytest.raises(DataError, match=r"data.mpp: found 0.5, but .*b.png shrunk to 16 pixels has 2 um/px"):
+        found((0.5, 1.0), mpp=0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -57,7 +57,9 @@ class DataConfig(Strict):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     size: int = Field(256, ge=8, description="Side of a tile in pixels.")
     mpp: float | None = Field(
-        None, gt=0, description="Micrometres per pixel of a tile; needed unless `fit` is on."
+        None,
+        gt=0,
+        description="Micrometres per pixel of a tile; needed unless `fit` is on, where it is what the shrunk images must have.",
     )
     fit: bool = Field(
         False, description="Shrink each whole image to the tile, as the paper does, instead of cutting tiles."
@@ -120,7 +122,33 @@ def find_images(
         raise DataError(
             "data.mpp: missing; state the micrometres per pixel of a tile, or shrink whole images with data.fit=true"
         )
+    if config.fit:
+        _check_fitted(config, found)
     return found
+
+
+def _check_fitted(config: DataConfig, images: Sequence[TileImage]) -> None:
+    """Refuse whole images that are shrunk to several scales, as far as their scales are stated; one of each folder is looked at.
+
+    Raises:
+        DataError: They differ from `config.mpp`, or from each other, by more than 2 %.
+    """
+    first = {image.path.parent: image for image in reversed(images)}
+    scales = {
+        image.path: image.mpp * math.sqrt(math.prod(read_image(image.path).shape[:2])) / config.size
+        for image in first.values()
+        if image.mpp is not None
+    }
+    for path, scale in scales.items():
+        if config.mpp is not None and abs(scale - config.mpp) > 0.02 * config.mpp:
+            raise DataError(
+                f"data.mpp: found {config.mpp:g}, but {path} shrunk to {config.size} pixels has {scale:.4g} um/px; leave it out, or state that"
+            )
+    if scales and max(scales.values()) > 1.02 * min(scales.values()):
+        low, high = min(scales, key=lambda path: scales[path]), max(scales, key=lambda path: scales[path])
+        raise DataError(
+            f"data.fit: {high} shrunk to {config.size} pixels has {scales[high]:.4g} um/px, {low} {scales[low]:.4g}; expected one scale: take sources of one, or cut tiles at a stated data.mpp"
+        )
 
 
 def _source_files(root: Path, source: SourceConfig, warn: Callable[[str], None]) -> list[Path]:
