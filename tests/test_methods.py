@@ -197,3 +197,14 @@ def test_the_paper_preset_is_the_paper():
 def test_a_start_beyond_the_chain_is_refused():
     with pytest.raises(ValueError, match="beyond"):
         ReverseConfig(start=2000).chain(tiny_score().sde)
+
+
+@pytest.mark.parametrize(("changes", "maps"), [({"source_noise": "clean"}, 1), ({}, 3)])
+def test_the_clean_sources_map_is_made_once_and_a_noised_ones_in_each_step(monkeypatch, changes, maps):
+    made, estimator = [], tiny_estimator()
+    whole = estimator.structure_map
+    monkeypatch.setattr(estimator, "structure_map", lambda images: made.append(images) or whole(images))
+    values = {"reverse": {"start": 6, "steps": 3}, "guidance": changes, "refinement": {"loss": "none"}}
+    method = MIUDiff(tiny_score(), estimator, parse(MIUDiffConfig, values, "test"), CPU)
+    method.translate(torch.rand(2, 3, 32, 32) * 2 - 1, [NoiseKey(0, name) for name in "ab"])
+    assert len(made) == maps
