@@ -153,6 +153,23 @@ def test_a_network_of_markers_that_nobody_names_makes_no_model(tmp_path, refused
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX modes")
+def test_a_folder_without_leave_to_write_is_told_before_the_work(tmp_path, refused, monkeypatch):
+    save_model(tmp_path / "model", tiny_model())
+    write_image(tmp_path / "he.png", np.full((64, 64, 3), 200, np.uint8))
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "file").write_text("mine")
+    allowed = os.access  # root may write anywhere, so leave is taken away here
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "closed" and allowed(path, mode))
+    monkeypatch.setattr("miudiff.stainer.VirtualStainer.translate", None)
+    for where in ("closed", "closed/new", "file/new"):
+        target = tmp_path / where / "ihc.png"
+        line = refused(
+            "translate", tmp_path / "he.png", target, "--model", tmp_path / "model", "--device", "cpu"
+        )
+        assert f"{target.parent}: cannot be written (" in line
+
+
 NAMES = ["with space.png", "ünïcödé 染.png", "[1].png", "a*b.png", "-dash.png", "new\nline.png"]
 NAMES += [os.fsdecode(b"no\xfftext.png")] if sys.platform == "linux" else []
 

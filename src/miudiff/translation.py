@@ -7,6 +7,7 @@ image what guidance and refinement did in each step: [t, shift / noise, loss]. O
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ def translate_files(
     folder = pairs[0][1].parent
     settings = _settings(stainer, mpp, seed)
     _same_settings(folder / RECORD, settings, [p for _, p in pairs], overwrite)
+    if overwrite or not all(result.exists() for _, result in pairs):
+        _check_writable(folder)
     written: list[Path] = []
     skipped: list[Path] = []
     failed: list[tuple[Path, str]] = []
@@ -128,6 +131,15 @@ def translate_files(
         left = each * (len(pairs) - number)
         say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left / 60:.0f} min left")
     return Outcome(tuple(written), tuple(skipped), tuple(failed))
+
+
+def _check_writable(folder: Path) -> None:
+    """Tell a folder that cannot be written before minutes are spent on what should lie in it."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise DataError(f"{folder}: cannot be written ({nearest} is a file)")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written (no leave to write in {nearest}); give another target")
 
 
 class _Steps:
