@@ -34,7 +34,7 @@ he = (torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 2
 keys = [NoiseKey(0, "bench")]
 guided = MIUDiff(score, estimator, preset("paper"), placement)
 plain = MIUDiff(score, estimator, preset("paper", ("energy.guidance=none",)), placement)
-source, y = guided.reverse.begin(he, keys)
+source, y = guided.begin(he, keys)
 
 
 def seconds(method: MIUDiff, index: int) -> float:

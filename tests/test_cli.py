@@ -17,6 +17,7 @@ from miudiff.checkpoints import save_weights
 from miudiff.cli import main
 from miudiff.images import read_image
 from miudiff.information.learner import save_estimator
+from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import load_model, save_model
 from tiny import tiny_estimator, tiny_model, tiny_score
 
@@ -301,7 +302,7 @@ def test_a_file_as_the_target_of_a_folder_is_refused(he, tmp_path, mistake):
 def test_a_misspelt_word_names_the_nearest_right_one(he, tmp_path, model, mistake):
     line = ["translate", he, tmp_path / "ihc", "--model", model]
     assert "Did you mean --seed?" in mistake(2, *line, "--sed", 1)
-    assert 'Did you mean "tuned"?' in mistake(2, *line, "--preset", "tunned")
+    assert 'did you mean "tuned"?' in mistake(2, *line, "--preset", "tunned")
     assert 'Did you mean "translate"?' in mistake(2, "translat", he)
     assert "did you mean 'scale'?" in mistake(2, *line, "--set", "guidance.scal=1")
 
@@ -408,6 +409,49 @@ def test_a_folder_that_may_not_be_written_is_told_in_one_line(he, tmp_path, mode
     assert "cannot be written" in line
 
 
+def run_out(monkeypatch, error, times):
+    """Lets the `times`-th tiles of a run find no memory."""
+    translate, calls = MIUDiff.translate, []
+
+    def hungry(self, he, keys):
+        calls.append(he)
+        if len(calls) in times:
+            raise error
+        return translate(self, he, keys)
+
+    monkeypatch.setattr(MIUDiff, "translate", hungry)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 10 MiB free"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps", "cpu", "numpy"])
+def test_a_device_without_memory_fails_that_image_in_one_line_and_keeps_the_others(
+    he, tmp_path, model, mistake, monkeypatch, error
+):
+    run_out(monkeypatch, error, [2])
+    line = mistake(3, "translate", he, tmp_path / "ihc", "--model", model, *QUICK)
+    assert line.startswith(
+        f"miudiff: {he / 'b.png'}: a tile of 64 x 64 in fp32 on cpu: found too little memory ("
+    )
+    assert "smaller 'tile'" in line
+    assert names(tmp_path / "ihc") == ["a.png", "c.jpg"]
+    run_out(monkeypatch, error, [1, 2, 3])
+    assert "little memory" in mistake(2, "translate", he / "b.png", tmp_path / "b", "--model", model, *QUICK)
+    assert "little memory" in mistake(2, "calibrate", he, "--model", model, "--set", "reverse.start=4")
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_users(he, tmp_path, model, monkeypatch):
+    run_out(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), [1])
+    with pytest.raises(RuntimeError, match="mat1"):
+        main([str(word) for word in ("translate", he, tmp_path / "ihc", "--model", model, *QUICK)])
+
+
 # Help
 
 
@@ -431,7 +475,7 @@ def test_help_takes_less_than_half_a_second_and_imports_no_network_library():
 
 
 COMMANDS = ["demo", "train", "translate", "calibrate", "reproduce", "doctor"]
-COMMANDS += ["data check", "data twin", "model assemble", "model from-adm"]
+COMMANDS += ["data check", "data twin", "model assemble", "model from-adm", "model tone", "model samples"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -533,7 +577,7 @@ def test_runs_are_assembled_to_a_model_that_translates(he, tmp_path, model):
             ("--marker", "Ki67", "--marker", "ER", "--marker", "PR"),
             "3 markers (Ki67, ER, PR), but the network has 2",
         ),
-        (("--mi", "gone"), "gone"),
+        (("--mi", "gone", "--marker", "Ki67", "--marker", "ER"), "gone"),
         (("--readme", "gone"), "gone"),
     ],
 )
@@ -621,7 +665,7 @@ def test_what_cannot_be_calibrated_is_told_in_one_line(he, model, mistake, words
 
 def test_other_tables_sets_and_seeds_than_there_are_are_refused_in_one_line(tmp_path, mistake):
     assert "table3" in mistake(2, "reproduce", "table3", "--out", tmp_path)
-    assert "--data bci: expected twin" in mistake(
+    assert "--data bci: expected twin, or NAME=ROOT" in mistake(
         2, "reproduce", "table1", "--data", "bci", "--out", tmp_path
     )
     assert "seeds: found 0" in mistake(2, "reproduce", "table1", "--seeds", 0, "--out", tmp_path)

@@ -1,4 +1,4 @@
-"""The demo's page and measures, the trajectory it shows, and tables that go on where they were stopped."""
+"""The demo's page and measures, and the trajectory it shows."""
 
 import itertools
 import json
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from miudiff import demo, reproduce
+from miudiff import demo
 from miudiff.data.twin import MARKER, at_scale, twin_region
 from miudiff.demo import _page as page
 from miudiff.demo import dab_picture, run_demo, score
-from miudiff.images import read_image, resize, write_image
-from miudiff.methods.miu_diff import StepReport
+from miudiff.images import read_image, resize
 from miudiff.methods.model import SHIPPED, model_folder
-from miudiff.methods.presets import ABLATIONS, preset
+from miudiff.methods.presets import preset
+from miudiff.methods.sdedit import StepReport
 from miudiff.stainer import VirtualStainer
 from miudiff.stains import combine_stains, rgb_from_hdab
 from miudiff.trajectory import Trajectory
@@ -135,7 +135,7 @@ def test_the_weights_that_ship_stain_the_demos_tissue_better_than_its_own_he_loo
 
 def step(time, ratio, loss=None):
     level = torch.full((1, 3, 8, 6), time / 10)
-    return StepReport(time, torch.tensor([ratio]), loss, level)
+    return StepReport(time, level, torch.tensor([ratio]), loss)
 
 
 def test_a_trajectory_keeps_the_frames_that_it_was_asked_for_from_noise_to_image():
@@ -154,108 +154,3 @@ def test_the_summary_is_one_line_that_leaves_the_noiseless_last_step_out():
     for time, ratio in ((2, 0.1), (1, 0.3), (0, 1e9)):
         watch(step(time, ratio))
     assert watch.summary() == "shift / noise 0.1 at t = 2, 0.3 at t = 1, 0.3 at t = 1; mean 0.2"
-
-
-# Tables
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """Short settings for every row."""
-    monkeypatch.setattr(reproduce, "preset", quick)
-    monkeypatch.setattr(reproduce, "load_model", lambda *given, **more: tiny_model((MARKER,)))
-    monkeypatch.setattr(reproduce, "TILE", 64)
-    first = lambda mpp, every=reproduce.held_out_tiles: tuple(tiles[:1] for tiles in every(mpp))  # noqa: E731
-    monkeypatch.setattr(reproduce, "held_out_tiles", first)
-
-
-@pytest.mark.parametrize(("mpp", "count"), [(1.0, 2), (0.5, 8), (None, 8)])
-def test_held_out_tiles_cover_the_region_in_pairs_at_the_models_scale(mpp, count):
-    sources, reals = reproduce.held_out_tiles(mpp)
-    assert len(sources) == len(reals) == count
-    for tiles, image in zip((sources, reals), twin_region("test"), strict=True):
-        scaled = at_scale(image, mpp)
-        assert all(tile.shape == (reproduce.TILE, reproduce.TILE, 3) for tile in tiles)
-        across = scaled.shape[1] // reproduce.TILE
-        rows = [np.hstack(tiles[i : i + across]) for i in range(0, count, across)]
-        assert np.array_equal(np.vstack(rows), scaled)
-
-
-def test_every_row_is_an_ablation_and_every_ablation_a_row():
-    rows = [name for table in reproduce.TABLES.values() for name in table]
-    assert sorted(rows) == sorted(ABLATIONS)
-
-
-def row(out, said, changes=(), seed=0, sources=None):
-    """The tiles of a row, made or read."""
-    sources = sources or [tissue(64, 64), tissue(64, 64, seed=1)]
-    model = tiny_model((MARKER,))
-    return reproduce._tiles(model, "tuned", "a row", changes, seed, sources, out, CPU, said.append)
-
-
-def test_a_row_that_is_there_is_read_and_not_made_again(tmp_path, short):
-    said = []
-    first = row(tmp_path, said)
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
-    second = row(tmp_path, said)
-    assert len(said) == 1
-    assert len(times) == 2
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_a_row_with_a_missing_tile_or_other_settings_is_made_again(tmp_path, short):
-    said = []
-    first = row(tmp_path, said)
-    next(tmp_path.rglob("1.png")).unlink()
-    again = row(tmp_path, said)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    other = row(tmp_path, said, ("energy.guidance=none",))
-    assert len(said) == 3
-    assert not np.array_equal(first[0], other[0])
-    assert not np.array_equal(first[0], row(tmp_path, said, seed=1)[0])
-
-
-def test_tiles_of_two_settings_are_never_read_as_one_row(tmp_path, short, monkeypatch):
-    said = []
-    first = row(tmp_path, said)
-
-    def stopping(path, pixels):
-        if path.name == "1.png":
-            raise KeyboardInterrupt
-        write_image(path, pixels)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(reproduce, "write_image", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            row(tmp_path, said, ("energy.guidance=none",))
-    assert all(np.array_equal(a, b) for a, b in zip(first, row(tmp_path, said), strict=True))
-
-
-def test_a_row_of_real_tiles_has_the_best_scores():
-    (sources, reals), nucleus = reproduce.held_out_tiles(1.0), 8.0
-    psnr, _, vif_real, histogram, iod = reproduce._scores([reals], sources, reals, nucleus)[0]
-    assert psnr == math.inf
-    assert (vif_real, histogram, iod) == pytest.approx((1, 1, 0))
-
-
-def test_a_cell_is_a_mean_with_its_interval_and_of_one_seed_a_mean():
-    assert reproduce._cell([0.5]) == "0.5"
-    assert reproduce._cell([2.0, 2.0, 2.0]) == "2 [2, 2]"
-    assert reproduce._cell([1.0, 3.0]).startswith("2 [")
-
-
-def test_a_table_has_the_presets_row_and_its_ablations_and_goes_on(tmp_path, short):
-    said = []
-    path = reproduce.reproduce_twin("table2", "tuned", 2, tmp_path, "cpu", said.append)
-    lines = [line.split("|")[1].strip() for line in path.read_text().splitlines() if line.startswith("|")]
-    assert lines == ["row", "---", "paper", "tuned", *reproduce.TABLES["table2"]]
-    values = json.loads((tmp_path / "table2-tuned.json").read_text())
-    assert list(values["seeds"]) == lines[2:]
-    assert all(np.shape(seeds) == (2, len(reproduce.COLUMNS)) for seeds in values["seeds"].values())
-    assert (tmp_path / "table2-tuned.html").exists()
-    before, made = path.read_bytes(), len(said)
-    path.unlink()
-    reproduce.reproduce_twin("table2", "tuned", 2, tmp_path, "cpu", said.append)
-    assert path.read_bytes() == before
-    assert len(said) == made + 1  # the table alone

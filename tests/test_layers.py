@@ -7,9 +7,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "miudiff"
 
-GROUND = {"errors", "config", "images", "stains", "noise", "device"}  # layer 0: anyone may import these
+GROUND = {
+    "errors",
+    "config",
+    "images",
+    "stains",
+    "tissue",
+    "noise",
+    "device",
+}  # layer 0: anyone may import these
 LEARNING = {"checkpoints", "data", "training"}
-CORE = {"diffusion", "information", "contrast"}
+CORE = {"diffusion", "information", "contrast", "gan"}
 
 # Besides itself and the ground, each part may import:
 ALLOWED = {
@@ -21,6 +29,7 @@ ALLOWED = {
     "data": set(),
     "training": {"checkpoints"},
     "contrast": set(),
+    "gan": {"checkpoints"},
     "diffusion": LEARNING,
     "information": {*LEARNING, "diffusion"},
     "methods": {*LEARNING, *CORE},
@@ -28,9 +37,10 @@ ALLOWED = {
     "runs": {*LEARNING, *CORE, "methods"},
     "trajectory": {"methods"},
     "calibration": {"methods", "stainer"},
+    "samples": {"methods"},
     "translation": {"checkpoints", "methods", "stainer"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
-    "reproduce": {"checkpoints", "data", "evaluation", "methods"},
+    "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs"},
     "doctor": {"methods"},
 }
 ALLOWED["cli"] = set(ALLOWED)

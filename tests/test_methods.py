@@ -12,9 +12,11 @@ from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.score import ScoreModel, build_unet
 from miudiff.diffusion.sde import space_timesteps
 from miudiff.errors import ConfigError
+from miudiff.gan import Generator, GeneratorConfig
 from miudiff.images import to_gray
 from miudiff.methods import egsde, ilvr, sdedit
 from miudiff.methods.egsde import EGSDE, EGSDEConfig
+from miudiff.methods.generator import GeneratorTranslator
 from miudiff.methods.ilvr import ILVR, ILVRConfig
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.presets import ABLATIONS, PRESETS, preset
@@ -31,7 +33,9 @@ def config(*changes):
 
 
 def miu_diff(*changes, watch=None):
-    return MIUDiff(tiny_score(), tiny_estimator(), config(*changes), CPU, watch)
+    method = MIUDiff(tiny_score(), tiny_estimator(), config(*changes), CPU)
+    method.reverse.watch = watch
+    return method
 
 
 def sdedit_config(**changes):
@@ -55,6 +59,13 @@ def keys(count=3, seed=0):
     return [NoiseKey(seed, f"tile{i}") for i in range(count)]
 
 
+def one_pass():
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(width=8, blocks=2)).requires_grad_(False)
+    torch.nn.init.normal_(generator.model[-2].weight, std=0.2)  # so that results span their range
+    return GeneratorTranslator(generator, CPU)
+
+
 TRANSLATORS = {
     "sdedit": lambda: SDEdit(tiny_score(), sdedit_config(), CPU),
     "sdedit repeated": lambda: SDEdit(tiny_score(), sdedit_config(repeats=2), CPU),
@@ -73,6 +84,7 @@ TRANSLATORS = {
     "miu-diff learned variance": lambda: miu_diff(
         "reverse.variance=learned", "reverse.clip=true", "refinement.loss=pixels"
     ),
+    "generator": one_pass,
 }
 
 
@@ -99,7 +111,8 @@ def test_a_tile_ignores_its_batch_its_order_and_earlier_calls(translator):
 def test_the_same_key_gives_the_same_bits_and_another_seed_another_image(translator):
     first = translator.translate(he(1), keys(1))
     assert torch.equal(first, translator.translate(he(1), keys(1)))
-    assert not torch.equal(first, translator.translate(he(1), keys(1, seed=1)))
+    other = translator.translate(he(1), keys(1, seed=1))
+    assert torch.equal(first, other) == isinstance(translator, GeneratorTranslator)  # which draws nothing
 
 
 def test_scale_zero_without_refinement_is_sdedit_bit_for_bit():
@@ -108,7 +121,7 @@ def test_scale_zero_without_refinement_is_sdedit_bit_for_bit():
 
 
 def test_no_energy_without_refinement_is_sdedit_bit_for_bit():
-    plain = miu_diff(*ABLATIONS["SDEdit"]).translate(he(), keys())
+    plain = miu_diff(*ABLATIONS["w/o MI, w/o PCL"]).translate(he(), keys())
     assert torch.equal(plain, SDEdit(tiny_score(), sdedit_config(), CPU).translate(he(), keys()))
 
 
@@ -201,7 +214,7 @@ def test_the_official_presets_of_the_others_are_official():
 
 
 def test_guidance_and_refinement_each_change_the_image():
-    plain = miu_diff(*ABLATIONS["SDEdit"]).translate(he(1), keys(1))
+    plain = miu_diff(*ABLATIONS["w/o MI, w/o PCL"]).translate(he(1), keys(1))
     guided = miu_diff("refinement.loss=none", "guidance.normalise=unit_rms", "guidance.scale=0.5").translate(
         he(1), keys(1)
     )
@@ -311,3 +324,14 @@ def test_the_paper_preset_is_the_paper():
 def test_a_start_beyond_the_chain_is_refused():
     with pytest.raises(ValueError, match="beyond"):
         ReverseConfig(start=2000).chain(tiny_score().sde)
+
+
+@pytest.mark.parametrize(("changes", "maps"), [({"source_noise": "clean"}, 1), ({}, 3)])
+def test_the_clean_sources_map_is_made_once_and_a_noised_ones_in_each_step(monkeypatch, changes, maps):
+    made, estimator = [], tiny_estimator()
+    whole = estimator.structure_map
+    monkeypatch.setattr(estimator, "structure_map", lambda images: made.append(images) or whole(images))
+    values = {"reverse": {"start": 6, "steps": 3}, "guidance": changes, "refinement": {"loss": "none"}}
+    method = MIUDiff(tiny_score(), estimator, parse(MIUDiffConfig, values, "test"), CPU)
+    method.translate(torch.rand(2, 3, 32, 32) * 2 - 1, [NoiseKey(0, name) for name in "ab"])
+    assert len(made) == maps

@@ -12,6 +12,7 @@ from PIL import Image
 from skimage.data import immunohistochemistry
 
 from miudiff.errors import DataError
+from miudiff.evaluation.cells import cell_labels, cell_mask
 from miudiff.evaluation.fidelity import (
     correlation,
     histogram,
@@ -31,8 +32,6 @@ from miudiff.evaluation.report import (
     write_report,
 )
 from miudiff.evaluation.stain import (
-    cell_labels,
-    cell_mask,
     dab_density,
     dab_image,
     integrated_optical_density,

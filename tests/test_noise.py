@@ -50,6 +50,15 @@ def test_a_permutation_has_every_number_once(length):
     assert order.sort().values.tolist() == list(range(length))
 
 
+@pytest.mark.parametrize(("count", "high"), [(1, 1), (5, 5), (30, 100_000)])
+def test_distinct_integers_never_repeat(count, high):
+    draws = NoiseKey(1).distinct("patches", 5, count, high)
+    assert draws.dtype == torch.int64
+    assert len(draws.unique()) == count
+    assert draws.min() >= 0
+    assert draws.max() < high
+
+
 def test_uniform_numbers_lie_between_zero_and_one_and_are_even():
     draws = NoiseKey(1).uniform("time", 0, 4000)
     assert draws.min() >= 0

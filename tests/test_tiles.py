@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from miudiff.config import parse
-from miudiff.data.tiles import DataConfig, Tiles, dihedral, find_images
+from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs
+from miudiff.data.tiles import DataConfig, Tiles, _Memory, collate, dihedral, find_images
 from miudiff.errors import DataError
 from miudiff.images import write_image
 
@@ -46,6 +47,30 @@ def test_fit_shrinks_whole_images(tmp_path):
     tiles = Tiles(find_images(settings, ()), settings, 0)
     assert torch.equal(tiles[0]["ihc"], tiles[1]["ihc"])
     assert int((tiles[0]["ihc"][1] < 0).sum()) == 4 * 8
+
+
+def test_whole_images_that_shrink_to_several_scales_are_refused(tmp_path):
+    field(tmp_path / "a", "a.png", size=64)
+    field(tmp_path / "b", "b.png", size=32)
+
+    def found(mpps, **changes):
+        sources = [{"files": name, "mpp": mpp} for name, mpp in zip("ab", mpps, strict=True)]
+        values = {"root": tmp_path, "size": 16, "fit": True, "sources": sources} | changes
+        return len(find_images(parse(DataConfig, values, "test"), ()))
+
+    assert (
+        found((0.5, 1.0))
+        == found((0.5, 1.0), mpp=2.0)
+        == found((0.5, None))
+        == found((None, None), mpp=3)
+        == 2
+    )
+    with pytest.raises(
+        DataError, match=r"data.fit: .*a.png shrunk to 16 pixels has 2 um/px, .*b.png 1; .* one scale"
+    ):
+        found((0.5, 0.5))
+    with pytest.raises(DataError, match=r"data.mpp: found 0.5, but .*b.png shrunk to 16 pixels has 2 um/px"):
+        found((0.5, 1.0), mpp=0.5)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +127,109 @@ def test_weights_decide_how_often_a_source_is_drawn(tmp_path):
 def test_the_eight_turns_are_all_different():
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     assert len({dihedral(image, i).tobytes() for i in range(8)}) == 8
+
+
+def two_stains(folder, names=("a.png", "b.png"), size=64):
+    """H&E fields and IHC fields of the same places: the same ramp, in another channel."""
+    ramp = np.add.outer(2 * np.arange(size), np.arange(size)).astype(np.uint8)
+    for i, name in enumerate(names):
+        for stain, channel in (("he", 0), ("ihc", 2)):
+            image = np.full((size, size, 3), 10, np.uint8)
+            image[..., channel] = ramp + i
+            write_image(folder / stain / name, image)
+
+
+def both(folder, he=None, **changes):
+    if changes.get("fit"):
+        changes |= {"mpp": None}
+    return config(folder, **changes), config(folder, source={"files": "he"} | (he or {}))
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_a_pair_is_one_crop_one_scale_and_one_turn(tmp_path, fit):
+    two_stains(tmp_path)
+    data, he = both(tmp_path, scale_jitter=0.2, fit=fit)
+    tiles = PairedTiles(find_pairs(data, he, ()), data, 3)
+    for index in range(12):
+        item = tiles[index]
+        assert item["he"].shape == item["ihc"].shape == (3, 16, 16)
+        assert torch.equal(item["he"][0], item["ihc"][2])
+    assert {tiles[i]["name"] for i in range(12)} == {"a.png", "b.png"}
+    assert torch.equal(tiles[5]["he"], PairedTiles(find_pairs(data, he, ()), data, 3)[5]["he"])
+
+
+def test_images_beyond_the_memory_are_read_again_and_are_the_same(tmp_path):
+    two_stains(tmp_path)
+    settings = config(tmp_path)
+    first, second = find_images(settings, ())
+    memory = _Memory(limit=64 * 64 * 3)
+    kept = memory.get(first, settings)
+    read = memory.get(second, settings)
+    assert memory.get(first, settings) is kept
+    assert memory.get(second, settings) is not read
+    assert np.array_equal(memory.get(second, settings).pixels, read.pixels)
+
+
+def test_unpaired_tiles_are_drawn_apart(tmp_path):
+    two_stains(tmp_path)
+    data, he = both(tmp_path)
+    ihc = Tiles(find_images(data, ()), data, 3)
+    tiles = UnpairedTiles(Tiles(find_images(he, (), stain="HE"), he, 3, "he"), ihc)
+    assert all(torch.equal(tiles[i]["ihc"], ihc[i]["ihc"]) for i in range(4))
+    assert not any(torch.equal(tiles[i]["he"][0], tiles[i]["ihc"][2]) for i in range(4))
+    batch, names = collate([tiles[0], tiles[1]])
+    assert batch["he"].shape == batch["ihc"].shape == (2, 3, 16, 16)
+    assert all(", " in name for name in names)
+
+
+def test_the_twin_set_and_published_splits_pair_themselves(tmp_path):
+    data = parse(
+        DataConfig, {"size": 16, "mpp": 1.0, "sources": [{"files": "twin:train", "mpp": 0.5}]}, "test"
+    )
+    assert [pair.he.path.parent.name for pair in find_pairs(data, None, ())] == ["HE"]
+    for part in ("train", "val"):
+        for stain in "AB":
+            for place in range(2):
+                field(tmp_path / "HER2" / f"{part}{stain}", f"15M2102762_{place}_{len(part)}.png")
+    field(tmp_path / "HER2" / "trainB", "15M2102762_9_9.png")
+    data = config(tmp_path, source={"files": "HER2", "split": "official", "part": "train"})
+    told = []
+    pairs = find_pairs(data, None, (), told.append)
+    assert [(p.he.path.parent.name, p.ihc.path.parent.name) for p in pairs] == [("trainA", "trainB")] * 2
+    assert all(p.he.path.name == p.ihc.path.name for p in pairs)
+    assert any("1 IHC images have no partner" in line for line in told)
+    assert {i.path.parent.name for i in find_images(data, (), stain="HE")} == {"trainA"}
+
+
+@pytest.mark.parametrize(
+    ("he", "changes", "told"),
+    [
+        ({"mpp": None}, {}, r"a\.png: states no micrometres per pixel; give he\.sources 'mpp'"),
+        ({"mpp": 0.5}, {}, "0.5 um/px, but its partner .* has 1; expected one scale"),
+        ({"exclude": ["b*"]}, {}, r"b\.png: no partner, expected an H&E image of its name"),
+        ({"files": "*e/*"}, {}, "has the same name"),
+    ],
+)
+def test_what_does_not_pair_is_told(tmp_path, he, changes, told):
+    two_stains(tmp_path)
+    field(tmp_path / "we", "a.png")
+    data, sources = both(tmp_path, he, **changes)
+    with pytest.raises(DataError, match=told):
+        find_pairs(data, sources, ())
+
+
+def test_a_scale_of_one_side_alone_is_told_even_where_whole_images_are_fitted(tmp_path):
+    two_stains(tmp_path)
+    data = config(tmp_path, fit=True, mpp=None)
+    he = config(tmp_path, fit=True, mpp=None, source={"files": "he", "mpp": None})
+    with pytest.raises(DataError, match=r"its partner a.png has 1; give he\.sources 'mpp'"):
+        find_pairs(data, he, ())
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_partners_of_two_sizes_are_refused(tmp_path, fit):
+    two_stains(tmp_path, ("a.png",))
+    field(tmp_path / "he", "a.png", size=80)
+    data, he = both(tmp_path, fit=fit)
+    with pytest.raises(DataError, match="80 x 80 and 64 x 64 pixels, expected one size"):
+        PairedTiles(find_pairs(data, he, ()), data, 0)[0]

@@ -15,8 +15,9 @@ from torch import Tensor
 from miudiff.device import Placement
 from miudiff.errors import ConfigError, DataError
 from miudiff.images import list_images, read_image, read_scale, resize, to_tensor
-from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
+from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import Model
+from miudiff.methods.sdedit import StepReport
 from miudiff.noise import NoiseKey
 from miudiff.stainer import VirtualStainer
 
@@ -62,9 +63,11 @@ def _ratios(
     ratios: dict[int, float] = {}
 
     def watch(report: StepReport) -> None:
+        assert report.ratio is not None
         ratios[report.time] = float(report.ratio.mean())
 
-    method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, watch, model.tone(marker))
+    method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, model.tone(marker))
+    method.reverse.watch = watch
     method.translate(he, [NoiseKey(0, f"calibration{i}") for i in range(len(he))])
     return ratios
 
@@ -89,7 +92,12 @@ def calibrate_files(
     if not 0 < target < 100:
         raise ConfigError(f"target: found {target:g}, expected a share of the noise more than 0, as 0.05")
     stainer = VirtualStainer.load(model, preset=preset, changes=changes, marker=marker, device=device)
-    if stainer.config.energy.guidance == "none" or stainer.model.estimator is None:
+    config, loaded = stainer.config, stainer.model
+    if not isinstance(config, MIUDiffConfig) or not isinstance(loaded, Model):
+        raise ConfigError(
+            f"{model}: a {stainer.name}, expected a diffusion model, which has something to calibrate"
+        )
+    if config.energy.guidance == "none" or loaded.estimator is None:
         raise ConfigError(
             "nothing to calibrate: expected a model with an MI estimator and energy.guidance other than none"
         )
@@ -106,7 +114,7 @@ def calibrate_files(
             )
         tiles.append(resize(pixels, rows, columns)[:side, :side])
     he = to_tensor(tiles).to(stainer.placement.device)
-    scale, ratios = calibrate(stainer.model, stainer.marker, stainer.config, stainer.placement, he, target)
+    scale, ratios = calibrate(loaded, stainer.marker, config, stainer.placement, he, target)
     for index in sorted(ratios, reverse=True)[:: max(1, len(ratios) // 10)]:
         say(f"t = {index:3d}: shift / noise {ratios[index]:.3g}")
     say(

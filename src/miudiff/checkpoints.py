@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from miudiff.errors import CheckpointError
+from miudiff.errors import CheckpointError, DataError
 from miudiff.images import atomic, write_bytes
 
 
@@ -32,10 +32,21 @@ STATE = re.compile(r"state-(\d{8})\.pt")
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Part], keep: int = 2) -> Path:
-    """Write the state after `step` steps; the `keep` newest stay."""
+    """Write the state after `step` steps; the `keep` newest stay.
+
+    Raises:
+        DataError: It cannot be written.
+    """
     path = folder / f"state-{step:08d}.pt"
-    with atomic(path) as part:
-        torch.save({"step": step, "parts": {name: p.state_dict() for name, p in parts.items()}}, part)
+    content = {"step": step, "parts": {name: p.state_dict() for name, p in parts.items()}}
+    with atomic(path) as part, part.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # On a full disk torch fails a second time while it closes its archive, and hides why.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
     for _, old in find_states(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
@@ -54,21 +65,29 @@ def load_state(path: Path, parts: Mapping[str, Part]) -> int:
     Raises:
         CheckpointError: Damaged, or made by a run of other parts or sizes.
     """
-    content = load_tensors(path)
+    try:
+        content = load_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; without it the same command goes on from the state before"
+        ) from error
     if (
         not isinstance(content, dict)
         or set(content) != {"step", "parts"}
+        or not isinstance(content["step"], int)
+        or not isinstance(content["parts"], dict)
         or set(content["parts"]) != set(parts)
     ):
         raise CheckpointError(f"{path}: is no state of this run; start in another folder")
     try:
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{path}: does not fit the configuration ({str(error).splitlines()[0]}); start in another folder"
+            f"{path}: does not fit the configuration ({reason}); start in another folder"
         ) from error
-    return int(content["step"])
+    return content["step"]
 
 
 def load_tensors(path: Path) -> Any:
@@ -115,14 +134,23 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write readable JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write readable JSON, whole or not at all; a file's name that is no text reads back as it was."""
+    write_bytes(
+        path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    )
 
 
 def append_json(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a log."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """Add one line of JSON to a log.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

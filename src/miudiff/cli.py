@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -22,16 +23,17 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 data = App(name="data", help="Look at, check and make datasets.")
-model_app = App(name="model", help="Make model folders.")
+model_app = App(name="model", help="Make model folders, and look into them.")
 app.command(data)
 app.command(model_app)
 
 Preset = Literal["paper", "tuned"]
+Method = Literal["miu-diff", "sdedit", "ilvr", "egsde", "cut", "fastcut", "asp"]
 Change = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)]
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    print(_one_line(line), flush=True)
 
 
 @app.command
@@ -76,7 +78,8 @@ def translate(
     source: Path,
     target: Path,
     *,
-    preset: Preset = "tuned",
+    method: Method | None = None,
+    preset: str | None = None,
     seed: int = 0,
     model: str = "ki67-small",
     marker: str | None = None,
@@ -84,6 +87,7 @@ def translate(
     set_: Change = (),
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    glass: Literal["keep", "stain"] = "keep",
     overwrite: bool = False,
 ) -> int:
     """Translate an H&E image, or a folder of them, to virtual IHC. Each result keeps its source's name. Run it again to go on.
@@ -92,7 +96,8 @@ def translate(
     ----------
     source: An image or a folder of images.
     target: A file for one image, or a folder.
-    preset: The method's settings.
+    method: miu-diff by default; a model folder of CUT, FastCUT or ASP says itself which it is.
+    preset: The method's settings: tuned (the default) or paper for MIU-Diff, official (the default) or paper for the others.
     seed: Same seed, same result.
     model: A model folder, or the model that ships with the package.
     marker: For a model of several markers; its first by default.
@@ -100,6 +105,7 @@ def translate(
     set_: A change of the preset, as in --set guidance.scale=0.2; may be given again.
     device: auto, cpu, cuda, cuda:N or mps. Never falls back by itself.
     precision: bf16 where it is faster (auto), or as asked.
+    glass: Empty glass stays as it is (keep), or is translated like tissue (stain).
     overwrite: Make results again that are there.
     """
     from miudiff.stainer import VirtualStainer, check_mpp
@@ -109,20 +115,27 @@ def translate(
         check_mpp(mpp)
     plan(source, target)  # a wrong path is told before seconds are spent on weights
     stainer = VirtualStainer.load(
-        model, preset=preset, changes=set_, marker=marker, device=device, precision=precision
+        model,
+        method=method,
+        preset=preset,
+        changes=set_,
+        marker=marker,
+        device=device,
+        precision=precision,
+        glass=glass,
     )
-    if stainer.config.reverse.tone and stainer.model.tone(stainer.marker) is None:
+    if stainer.lacks_tone:
         say(
             f"{model} has no luma curve for {stainer.marker}: its luma is used as it is (make one with `miudiff model tone`)"
         )
     say(
-        f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, preset {preset}, seed {seed}, {stainer.placement}; {NOTICE}"
+        f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, {stainer.name}{f' {preset}' if preset else ''}, seed {seed}, {stainer.placement}; {NOTICE}"
     )
     outcome = translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
     say(f"{len(outcome.written)} written, {len(outcome.skipped)} there already, {len(outcome.failed)} failed")
     if outcome.failed:
         more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
-        print(f"miudiff: {outcome.failed[0][1]}{more}", file=sys.stderr)
+        _complain(f"{outcome.failed[0][1]}{more}")
     return outcome.exit_code
 
 
@@ -159,31 +172,114 @@ def calibrate(
 
 @app.command
 def reproduce(
-    table: Literal["table1", "table2"],
+    table: Literal["table1", "table2", "figure3"],
     *,
-    data: str = "twin",
-    preset: Preset = "tuned",
-    seeds: int = 3,
+    data: tuple[str, ...] = ("twin",),
     out: Path = Path("reproduce"),
+    budget: str = "smoke",
+    preset: Preset = "tuned",
+    seeds: int | None = None,
+    mpp: tuple[str, ...] = (),
+    model: tuple[str, ...] = (),
+    init: Path | None = None,
+    split: Literal["auto", "official", "paper"] = "auto",
+    split_seed: int = 0,
+    plan: bool = False,
     device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> int:
-    """Measure a table of the paper: the preset, its ablations and SDEdit, with intervals over seeds. Run it again to go on.
+    """Make a table of the paper, or its figure, from any dataset: train what is missing, translate, score. Run it again to go on.
 
     Parameters
     ----------
-    table: table1 (energy and refinement ablations) or table2 (t0' and S).
-    data: twin, the set that ships.
-    preset: The settings that the rows change.
-    seeds: How many.
-    out: Folder for tiles, tables and the page.
+    table: table1 (six systems and MIU-Diff's ablations), table2 (t0' and S) or figure3 (the systems side by side).
+    data: NAME=ROOT of a dataset in a layout that `miudiff data check` knows, or twin, the set that ships; may be given again.
+    out: Folder for images, runs, results and tables.
+    budget: smoke (minutes, shows that all works), mini (a night on two cores), paper (a GPU), or a YAML file like theirs.
+    preset: The settings of MIU-Diff that the ablations change.
+    seeds: In place of the budget's number.
+    mpp: NAME=MICROMETRES per pixel of a dataset whose files do not state it.
+    model: NAME=MODEL folder whose score model and MI estimator are used, in place of training them.
+    init: A model folder whose U-Net the score models begin with.
+    split: The dataset's official split, the paper's 80/10/10, or the official one where there is one.
+    split_seed: Seed of the paper's split.
+    plan: Only say what would be trained and translated, how long it takes and how much disk.
     device: auto, cpu, cuda, cuda:N or mps.
+    precision: bf16 where it is faster (auto), or as asked.
     """
-    from miudiff.reproduce import reproduce_twin
+    from miudiff.reproduce import Options
+    from miudiff.reproduce import reproduce as run_comparison
 
-    if data != "twin":
-        raise DataError(f"--data {data}: expected twin")
-    reproduce_twin(table, preset, seeds, out, device, say)
+    run_comparison(
+        Options(
+            table, data, out, budget, preset, seeds, mpp, model, init, split, split_seed, device, precision
+        ),
+        plan,
+        say,
+    )
     return 0
+
+
+@app.command
+def evaluate(
+    generated: Path,
+    reference: Path,
+    *,
+    source: Path | None = None,
+    out: Path | None = None,
+    json: Path | None = None,
+    mpp: float | None = None,
+    nucleus: float | None = None,
+    tissue_only: bool = False,
+    encoder: Path | None = None,
+    features: tuple[Path, Path] | None = None,
+    slide_pattern: str | None = None,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Score a folder of virtual IHC against a folder of true IHC, whoever made them. Images match by name.
+
+    Parameters
+    ----------
+    generated: Folder of virtual IHC images.
+    reference: Folder of their true IHC.
+    source: Folder of the H&E images they were made from, for the measures of structure.
+    out: Folder for scores.csv, scores.json, scores.md and report.html; by default evaluation, or none with --json alone.
+    json: Write the scores as JSON to this file.
+    mpp: Micrometres per pixel, for the measures of cells.
+    nucleus: Pixels across a nucleus, instead of --mpp.
+    tissue_only: Histograms of the tissue without the glass, too.
+    encoder: Weights for FID and KID: FID-Inception, or a pathology encoder with timm's names.
+    features: Two .npy files for FID and KID, instead: features [N, D] of the generated and of the true images.
+    slide_pattern: A regular expression with a group (?P<slide>...) in a name; intervals are then over slides.
+    skip_bad: Score the rest where files have problems (exit code 3), instead of nothing (exit code 2).
+    workers: Processes; by default one for each core.
+    seed: Of the bootstrap.
+    device: For the encoder: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.evaluation.evaluate import Settings, cores, evaluate_folders
+    from miudiff.evaluation.publish import complaints, publish
+
+    settings = Settings(
+        mpp=mpp,
+        nucleus=nucleus,
+        tissue=tissue_only,
+        encoder=encoder,
+        features=features,
+        slide_pattern=slide_pattern,
+        skip_bad=skip_bad,
+        workers=cores() if workers is None else workers,
+        seed=seed,
+        device=device,
+    )
+    evaluation = evaluate_folders(generated, reference, source, settings, say)
+    for line in complaints(evaluation):
+        print(f"miudiff: {line}", file=sys.stderr)
+    folder = out if out is not None or json is not None else Path("evaluation")
+    publish(evaluation, {"generated": generated, "reference": reference, "source": source}, folder, json, say)
+    return evaluation.exit_code
 
 
 @app.command
@@ -218,7 +314,7 @@ def check(
     for line in report.lines():
         say(line)
     if json is not None:
-        write_bytes(json, report.to_json().encode())
+        write_bytes(json, report.to_json().encode(errors="backslashreplace"))
     return report.exit_code
 
 
@@ -248,6 +344,7 @@ def assemble(
     *,
     name: str,
     mi: Path | None = None,
+    classifier: Path | None = None,
     marker: tuple[str, ...] = (),
     mpp: float | None = None,
     tile: int = 256,
@@ -264,6 +361,7 @@ def assemble(
     out: The model folder to write.
     name: The model's name.
     mi: The MI run's folder.
+    classifier: The folder of a run of EGSDE's classifier, which EGSDE alone needs.
     marker: The names of its markers, in the order of its classes; by default as the score run says.
     mpp: Micrometres per pixel of the training tiles; by default as the runs say.
     tile: Side of the tiles it is given.
@@ -278,6 +376,10 @@ def assemble(
     from miudiff.methods.model import Card, from_runs, save_model
     from miudiff.runs import trained_as
 
+    try:
+        text = readme.read_text(encoding="utf-8") if readme else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{readme}: is not text, expected a model card in UTF-8") from error
     marker, mpp = trained_as(score, mi, marker, mpp)
     about = {
         "name": name,
@@ -288,10 +390,13 @@ def assemble(
         "description": description,
     }
     card = parse(Card, about, "the model's card")
-    made = from_runs(score / "weights", mi / "weights" if mi else None, card)
-    save_model(
-        out, made, torch.float16 if half else None, readme.read_text(encoding="utf-8") if readme else None
+    made = from_runs(
+        score / "weights",
+        mi / "weights" if mi else None,
+        card,
+        classifier / "weights" if classifier else None,
     )
+    save_model(out, made, torch.float16 if half else None, text)
     say(f"model: {out}")
     return 0
 
@@ -350,11 +455,44 @@ def from_adm(
     return 0
 
 
+@model_app.command
+def samples(
+    model: str,
+    out: Path,
+    *,
+    marker: str | None = None,
+    count: int = 8,
+    size: int = 128,
+    steps: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Draw unconditional samples of a model's score network: what it has learned, without a source or guidance.
+
+    Parameters
+    ----------
+    model: A model folder, or the model that ships with the package.
+    out: The picture to write.
+    marker: For a model of several markers; its first by default.
+    count: How many samples.
+    size: Side of a sample in pixels.
+    steps: Steps from noise to image, of the 1000 that the model knows.
+    seed: Same seed, same samples, however many.
+    device: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.samples import write_samples
+
+    write_samples(model, out, marker, count, size, steps, seed, device, say)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; one line and exit code 2 for a user's mistake, 130 for Ctrl-C."""
     # Before torch starts its threads: on a busy machine a spinning thread waits for one that has no core to run on, and a step
     # of the network takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
     sys.exit(
         _exit_code(
             lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -367,21 +505,30 @@ def _exit_code(command: Callable[[], object]) -> int:
         result = command()
         return result if isinstance(result, int) else 0
     except MiudiffError as error:
-        # An error from a process that reads tiles comes with that process's traceback before it.
-        line = str(error).strip().splitlines()[-1]
-        print(
-            f"miudiff: {line.split('Error: ', 1)[-1] if line.startswith('miudiff.') else line}",
-            file=sys.stderr,
-        )
+        _complain(str(error))
         return 2
     except cyclopts.CycloptsError as error:
-        print(f"miudiff: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        print("miudiff: interrupted; the same command goes on from here", file=sys.stderr)
+        _complain("interrupted; the same command goes on from here")
         return 130
     except OSError as error:  # a full disk, a lost mount, a folder without leave to write
-        print(
-            f"miudiff: {error.filename or ''}: {error.strerror or error}".replace(" : ", " "), file=sys.stderr
-        )
+        _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
         return 2
+    except (RuntimeError, MemoryError) as error:
+        from miudiff.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _complain(f"too little memory ({' '.join(str(error).split())[:120]}); free it, or take --device cpu")
+        return 2
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"miudiff: {_one_line(line)}\n")  # in one piece: several processes may write at once
+
+
+def _one_line(line: str) -> str:
+    """A file's name may hold a line break."""
+    return line.replace("\r", "\\r").replace("\n", "\\n")

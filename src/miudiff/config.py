@@ -139,7 +139,8 @@ def _first_mistake(kind: type[BaseModel], error: ValidationError) -> str:
     found = first.get("input")
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
-    return f"'{key}': found {found!r}; {message[:1].lower()}{message[1:]}{more}"
+    told = "" if isinstance(found, Mapping) else f"found {found!r}; "
+    return f"'{key}': {told}{message[:1].lower()}{message[1:]}{more}"
 
 
 def unknown_key(key: str, last: str, known: Sequence[str]) -> str:

@@ -23,11 +23,13 @@ def run_demo(out: Path, preset: str, seed: int, device: str, say: Callable[[str]
     began = time.monotonic()
     stainer = VirtualStainer.load(preset=preset, marker=MARKER, device=device)
     he, real = (at_scale(image, stainer.model.card.mpp) for image in twin_region("test"))
-    steps = len(stainer.method.reverse.sde)
-    sde = stainer.method.reverse.sde
+    reverse = stainer.reverse
+    assert reverse is not None
+    steps, sde = len(reverse.sde), reverse.sde
     shown = [steps - 1, *(int((steps - 1) * f) for f in (0.75, 0.5, 0.25, 0.1)), 0]
     watch = Trajectory([int(sde.network_time(i)) for i in shown])
-    stainer.method.watch = _with_progress(watch, steps, say)
+    reverse.watch = _with_progress(watch, steps, say)
+    out.mkdir(parents=True, exist_ok=True)  # told before the work, if it cannot be
     say(f"{stainer.model.card.name}, marker {MARKER}, preset {preset}, {steps} steps, {stainer.placement}")
     fake = stainer.translate(he, seed=seed, name="demo")
     say(watch.summary())

@@ -7,6 +7,8 @@ times the fp32 forward pass on one with AMX, 1.4 times without channels-last). E
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,6 +86,34 @@ def _device(device: str) -> torch.device:
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"device '{device}': unknown, expected auto, cpu, cuda, cuda:N or mps")
     return chosen
+
+
+@contextlib.contextmanager
+def enough_memory(need: str, fix: str) -> Iterator[None]:
+    """Tells in one line that what is done inside takes more memory than there is.
+
+    Args:
+        need: What was to be held, as in "a tile of 256 x 256".
+        fix: What takes less.
+
+    Raises:
+        DeviceError: Out of memory, whether an accelerator's or the machine's own.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        found = " ".join(str(error).split())[:120]
+        raise DeviceError(f"{need}: found too little memory ({found or 'no reason given'}); {fix}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or numpy ran out of memory; for MPS and the processor torch has no class of its own."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = r"out of memory|can't allocate memory|not enough memory"
+    return isinstance(error, RuntimeError) and re.search(words, str(error), re.IGNORECASE) is not None
 
 
 def has_amx() -> bool:

@@ -29,4 +29,16 @@ class SlideError(DataError):
 
 
 class NonFiniteError(MiudiffError):
-    """Training or a translation met a NaN or an infinity."""
+    """Training or a translation met a NaN or an infinity.
+
+    Args:
+        here: Whether this process's own images gave it; else it may have come with another process's gradients.
+    """
+
+    def __init__(self, message: str, here: bool = True) -> None:
+        super().__init__(message)
+        self.here = here
+
+
+class PeerError(MiudiffError):
+    """Another process of this run ended."""

@@ -85,6 +85,11 @@ class NoiseKey:
         """The integers 0 to `length` - 1 in a random order, int64."""
         return torch.from_numpy(self._generator(stream, step, self.y, self.x).permutation(length))
 
+    def distinct(self, stream: str, step: int, count: int, high: int) -> Tensor:
+        """`count` different integers in [0, high) in a random order, int64; quick where they are few of many."""
+        draws = self._generator(stream, step, self.y, self.x).choice(high, count, replace=False)
+        return torch.from_numpy(draws)
+
     def uniform(self, stream: str, step: int, count: int) -> Tensor:
         """`count` numbers in [0, 1), float64."""
         return torch.from_numpy(self._generator(stream, step, self.y, self.x).random(count))
@@ -95,7 +100,9 @@ class NoiseKey:
         )
 
     def _generator(self, stream: str, step: int, row: int, column: int) -> np.random.Generator:
-        digest = hashlib.blake2b(f"{self.seed}\0{self.name}".encode(), digest_size=16).digest()
+        # A file's name need not be text; one that is not keeps its bytes.
+        words = f"{self.seed}\0{self.name}".encode(errors="surrogateescape")
+        digest = hashlib.blake2b(words, digest_size=16).digest()
         key = np.frombuffer(digest, dtype=np.uint64)
         place = np.array([row, column], dtype=np.int64).astype(np.uint64)
         # Counter word 0 counts the draws of one cell; the other three say which cell, step and stream it is.

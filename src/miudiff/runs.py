@@ -6,53 +6,89 @@
     data: {root: data, mpp: 1.0, size: 64, sources: [{files: "ihc/*.jpg", marker: Ki67, mpp: 0.25}]}
     score: {network: {...}, optimizer: {...}}
 
-Under torchrun the same command trains on every process it starts, on one machine or several.
+Systems that learn from both stains (`classifier`, `cut`, `asp`) take H&E from `he`, or, with `paired`, as the partners of the IHC images. Under torchrun the same command trains on every process it starts, on one machine or several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch.utils.data import Dataset
 
 from miudiff.checkpoints import find_states, write_json
 from miudiff.config import Strict, parse, read_yaml, to_yaml
+from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs, names_both_stains
 from miudiff.data.tiles import DataConfig, Tiles, collate, find_images
 from miudiff.device import place
+from miudiff.diffusion.classifier_learner import ClassifierConfig, ClassifierLearner
 from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
 from miudiff.errors import ConfigError
 from miudiff.images import write_bytes
 from miudiff.information.estimator import Estimator
 from miudiff.information.learner import MIConfig, MILearner, held_out_curve
+from miudiff.methods.asp import ASPConfig, ASPLearner
+from miudiff.methods.cut import CUTConfig, CUTLearner
+from miudiff.methods.model import Card
+from miudiff.training.learner import Learner
 from miudiff.training.loop import LoopConfig, train
 
+Task = Literal["score", "mi", "classifier", "cut", "asp"]
+BOTH_STAINS: tuple[Task, ...] = ("classifier", "cut", "asp")  # learn from batches of "he" and "ihc"
 
-class RunConfig(Strict):
+
+class Sections(Strict):
+    """What each task learns with."""
+
+    score: ScoreConfig = ScoreConfig()
+    mi: MIConfig = MIConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    cut: CUTConfig = CUTConfig()
+    asp: ASPConfig = ASPConfig()
+
+
+class RunConfig(Sections):
     """A training run."""
 
-    task: Literal["score", "mi"] = Field(description="What is learned: the score model or the MI estimator.")
+    task: Task = Field(
+        description="What is learned: the score model, the MI estimator, EGSDE's classifier, or the generator of CUT (FastCUT) or ASP."
+    )
     out: Path = Field(description="The run's folder; the same command goes on in it.")
-    data: DataConfig
+    data: DataConfig = Field(description="IHC images.")
+    he: DataConfig | None = Field(
+        None,
+        description="H&E images, for tasks that learn from both; what it does not say is as in `data`. None: those of `data`'s splits.",
+    )
+    paired: bool = Field(
+        False, description="H&E and IHC tiles are the same place of two images of one name, not drawn apart."
+    )
     held_out: DataConfig | None = Field(
         None, description="Images to measure the MI estimator on; never trained on."
     )
     markers: tuple[str, ...] = Field(
         (), description="Names of the markers of a model of several, in the order of its classes."
     )
-    score: ScoreConfig = ScoreConfig()
-    mi: MIConfig = MIConfig()
     steps: int = Field(40_000, ge=1)
     batch_size: int = Field(4, ge=1, description="Over all processes.")
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = Field(20, ge=1, description="Steps between lines of the log.")
     save_every: int = Field(500, ge=1, description="Steps between states; a kill loses at most these.")
     workers: int = Field(0, ge=0, description="Processes that read tiles.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _he_is_like_data(cls, values: Any) -> Any:
+        """Both stains have one tile size and scale, so they are said once."""
+        he, data = (values.get(key) if isinstance(values, Mapping) else None for key in ("he", "data"))
+        if not isinstance(he, Mapping) or not isinstance(data, Mapping):
+            return values
+        return {**values, "he": {**{k: v for k, v in data.items() if k != "sources"}, **he}}
 
 
 # May differ between the start of a run and its continuation; anything else would make it another run.
@@ -80,16 +116,19 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         raise ConfigError(
             f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
         )
-    images = find_images(config.data, config.markers, say if main else _silent)
+    _check_sizes(config)
+    _check_stains(config)
+    if config.task in ("cut", "asp"):
+        _check_generator(config)
+    tiles, count = _tiles(config, say if main else _silent)
     if main:
         config.out.mkdir(parents=True, exist_ok=True)
         _same_run(config)
         write_bytes(config.out / "run.yaml", to_yaml(config).encode())
-        say(f"{config.task}: {len(images)} images, {accelerator.num_processes} process(es), {placement}")
+        say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
     accelerator.wait_for_everyone()
-    learner = _learner(config, accelerator)
+    learner = learner_of(config, accelerator)
     loop = LoopConfig(config.steps, config.batch_size, config.log_every, config.save_every, config.workers)
-    tiles = Tiles(images, config.data, config.seed)
     train(learner, tiles, collate, config.out, loop, accelerator, say)
     weights = config.out / "weights"
     if main:
@@ -101,14 +140,96 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
     return weights
 
 
+def _check_sizes(config: RunConfig) -> None:
+    """Refuse tiles that the network cannot take before any is read."""
+    network, patch = config.score.network, config.mi.estimator.patch
+    if config.task == "score" and config.data.size % network.multiple:
+        raise ConfigError(
+            f"data.size: found {config.data.size}, expected a multiple of {network.multiple}, as score.network.channels halve it"
+        )
+    for key, data in (("data", config.data), ("held_out", config.held_out)):
+        if config.task == "mi" and data is not None and data.size < 2 * patch:
+            raise ConfigError(
+                f"{key}.size: found {data.size}, expected at least {2 * patch}, two patches of mi.estimator.patch"
+            )
+
+
 def _silent(line: str) -> None:
     pass
 
 
-def _learner(config: RunConfig, accelerator: Accelerator) -> ScoreLearner | MILearner:
+def _check_stains(config: RunConfig) -> None:
+    """Refuse what contradicts itself between `task`, `data`, `he` and `paired`, before any image is looked for."""
+    if config.task not in BOTH_STAINS:
+        if config.he is not None or config.paired:
+            key = "he" if config.he is not None else "paired"
+            raise ConfigError(f"'{key}': the task '{config.task}' learns from IHC alone; leave it out")
+        return
+    if config.he is None:
+        if not all(names_both_stains(source) for source in config.data.sources):
+            raise ConfigError(
+                "'he' is missing: give he.sources, or data.sources that are published datasets with a 'split'"
+            )
+        return
+    he, data = config.he, config.data
+    same: dict[str, tuple[object, object]] = {"size": (he.size, data.size), "mpp": (he.mpp, data.mpp)}
+    same |= {"fit": (he.fit, data.fit), "native": (he.native, data.native)}
+    if config.paired:
+        same["scale_jitter"] = (he.scale_jitter, data.scale_jitter)
+        same["dihedral"] = (he.dihedral, data.dihedral)
+    for key, (found, expected) in same.items():
+        if found != expected:
+            raise ConfigError(f"he.{key}: found {found}, expected {expected} as data.{key}, or nothing")
+
+
+def _check_generator(config: RunConfig) -> None:
+    if config.task == "asp" and not config.paired:
+        raise ConfigError("'paired': found false, expected true: ASP learns from pairs")
+    if len(config.markers) > 1:
+        raise ConfigError(
+            f"'markers': found {len(config.markers)}, expected at most one: a generator stains one marker"
+        )
+    least = config.asp.least if config.task == "asp" else config.cut.discriminator.least
+    if config.data.size < least:
+        raise ConfigError(
+            f"data.size: found {config.data.size}, expected at least {least} for '{config.task}'"
+        )
+
+
+def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Dataset[Any], str]:
+    """The task's tiles, and how many images they come from, in words."""
+    if config.task in BOTH_STAINS and config.paired:
+        pairs = find_pairs(config.data, config.he, config.markers, say)
+        return PairedTiles(pairs, config.data, config.seed), f"{len(pairs)} pairs"
+    images = find_images(config.data, config.markers, say)
+    tiles = Tiles(images, config.data, config.seed)
+    if config.task not in BOTH_STAINS:
+        return tiles, f"{len(images)} images"
+    he, section = config.he or config.data, "he" if config.he else "data"
+    sources = find_images(he, (), say, "HE", section)
+    return (
+        UnpairedTiles(Tiles(sources, he, config.seed, "he"), tiles),
+        f"{len(sources)} H&E and {len(images)} IHC images",
+    )
+
+
+def learner_of(config: RunConfig, accelerator: Accelerator) -> Learner:
+    """The learner of a run's task, with fresh weights."""
     if config.task == "score":
         return ScoreLearner(config.score, accelerator, config.seed, config.steps)
-    return MILearner(config.mi, accelerator, config.seed, config.steps)
+    if config.task == "mi":
+        return MILearner(config.mi, accelerator, config.seed, config.steps)
+    if config.task == "classifier":
+        return ClassifierLearner(config.classifier, accelerator, config.seed, config.steps)
+    card = Card(
+        name=config.out.name or config.task,
+        markers=config.markers,
+        mpp=config.data.mpp,
+        tile=config.data.size,
+    )
+    if config.task == "asp":
+        return ASPLearner(config.asp, accelerator, config.seed, config.steps, card)
+    return CUTLearner(config.cut, accelerator, config.seed, config.steps, card)
 
 
 def _same_run(config: RunConfig) -> None:
@@ -125,7 +246,8 @@ def _same_run(config: RunConfig) -> None:
 
 def _fixed(config: RunConfig) -> dict[str, object]:
     """What may not change. Images may lie elsewhere on another machine; after a NaN the optimizer may go on more slowly."""
-    nested = {"data": {"root"}, "score": {"optimizer"}, "mi": {"optimizer"}}
+    nested = {"data": {"root"}, "he": {"root"}}
+    nested |= {task: {"optimizer"} for task in get_args(Task)}
     return config.model_dump(exclude={**dict.fromkeys(_FREE, True), **nested})
 
 

@@ -6,25 +6,31 @@ stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from miudiff.device import Placement, Precision, place
+from miudiff.config import Strict
+from miudiff.device import Placement, Precision, enough_memory, place
 from miudiff.errors import ConfigError, DataError, NonFiniteError
 from miudiff.images import MAX_PIXELS, Pixels, resize, to_tensor, to_uint8
-from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig, StepReport
-from miudiff.methods.model import SHIPPED, Model, load_model
-from miudiff.methods.presets import preset as named_preset
+from miudiff.methods.generator import MULTIPLE, GeneratorModel, GeneratorTranslator
+from miudiff.methods.model import SHIPPED, Model
+from miudiff.methods.sdedit import Reverse
+from miudiff.methods.systems import GENERATORS, build, configure, load_any, method_of, steps_of
 from miudiff.noise import NoiseKey
 from miudiff.tiling import over_tiles, places
+from miudiff.tissue import glass as find_glass
 
 OVERLAP = 32  # pixels over which two tiles are blended
+Glass = Literal["keep", "stain"]
 MIN_SIDE = 64  # two patches of the MI estimator, if they are of 32
 
 
@@ -32,10 +38,10 @@ class VirtualStainer:
     """Stains H&E images virtually. For research use only, not for diagnosis.
 
     Args:
-        model: From `load_model`.
-        config: From `presets.preset`.
+        model: From `systems.load_any`.
+        config: From `systems.configure`; None for a generator.
         marker: For a model of several markers; the first by default.
-        watch: Called after every step of every tile.
+        glass: "keep" leaves the pixels of empty glass as they are (`tissue.glass`), "stain" translates them like tissue.
 
     Raises:
         ConfigError: Settings that the model cannot follow, or a marker that it does not have.
@@ -43,47 +49,58 @@ class VirtualStainer:
 
     def __init__(
         self,
-        model: Model,
-        config: MIUDiffConfig,
+        model: Model | GeneratorModel,
+        config: Strict | None,
         placement: Placement,
         marker: str | None = None,
-        watch: Callable[[StepReport], None] | None = None,
+        glass: Glass = "keep",
     ) -> None:
-        _check_fit(model, config)
-        self.model, self.config, self.placement = model, config, placement
+        self.model, self.config, self.placement, self.glass = model, config, placement, glass
         self.marker = marker or (model.card.markers[0] if model.card.markers else None)
-        self.method = MIUDiff(
-            model.for_marker(self.marker),
-            model.estimator,
-            config,
-            placement,
-            watch,
-            model.tone(self.marker),
-        )
+        self.method = build(config, model, self.marker, placement)
+        self.steps_of_a_tile = steps_of(self.method)
+        self.name = model.method if isinstance(model, GeneratorModel) else method_of(config)
+
+    @property
+    def reverse(self) -> Reverse | None:
+        """The reverse process; None for a generator. What is set as its `watch` is called in every step of every tile."""
+        return None if isinstance(self.method, GeneratorTranslator) else self.method.reverse
 
     @classmethod
     def load(
         cls,
         model: str | Path = SHIPPED,
         *,
-        preset: str = "tuned",
+        method: str | None = None,
+        preset: str | None = None,
         changes: Sequence[str] = (),
         marker: str | None = None,
         device: str = "auto",
         precision: Precision = "auto",
+        glass: Glass = "keep",
     ) -> VirtualStainer:
         """Load a model folder, or the model that ships with the package.
 
         Args:
-            preset: "tuned" or "paper".
+            method: "miu-diff" (the default), "sdedit", "ilvr" or "egsde"; a generator's model is its own method.
+            preset: "tuned" (the default) or "paper" for MIU-Diff; "official" or "paper" for the others.
             changes: `key=value` words that change the preset, as in "guidance.scale=0.2".
 
         Raises:
             CheckpointError, ConfigError, DeviceError: As their messages say.
         """
-        config = named_preset(preset, tuple(changes))
         placement = place(device, precision)
-        return cls(load_model(model, placement), config, placement, marker)
+        loaded = load_any(model, placement)
+        if isinstance(loaded, GeneratorModel):
+            if method not in (None, loaded.method) or preset is not None or changes:
+                raise ConfigError(
+                    f"{model}: a trained {loaded.method}, which has no settings; leave out method, preset and changes"
+                )
+            return cls(loaded, None, placement, marker, glass)
+        if method in GENERATORS:
+            raise ConfigError(f"{model}: a diffusion model, expected one trained as {method}")
+        config = configure(method or "miu-diff", preset, changes)
+        return cls(loaded, config, placement, marker, glass)
 
     @overload
     def translate(
@@ -107,6 +124,7 @@ class VirtualStainer:
 
         Raises:
             DataError: Not an RGB image, or too small or too large at the model's scale.
+            DeviceError: Out of memory.
             NonFiniteError: The network gave a NaN or an infinity.
         """
         if isinstance(image, Image.Image):
@@ -118,7 +136,8 @@ class VirtualStainer:
         height, width = image.shape[:2]
         rows, columns = self.working_size(height, width, mpp)
         found = f"{width} x {height} pixels are {columns} x {rows} at the model's scale"
-        least = max(MIN_SIDE, 2 * self.model.estimator.config.patch if self.model.estimator else 0)
+        estimator = self.model.estimator if isinstance(self.model, Model) else None
+        least = max(MIN_SIDE, 2 * estimator.config.patch if estimator else 0)
         if min(rows, columns) < least:
             raise DataError(
                 f"{found}, expected at least {least} on each side; give a larger field, or its mpp"
@@ -126,19 +145,28 @@ class VirtualStainer:
         if rows * columns > MAX_PIXELS:
             raise DataError(f"{found}, expected at most {MAX_PIXELS:,} pixels; cut it first, or give its mpp")
         key = NoiseKey(seed, name)
+        resized = resize(image, rows, columns)
+        empty = find_glass(resized, self.model.card.mpp) if self.glass == "keep" else None
 
         def one(pixels: Pixels, top: int, left: int) -> Pixels:
-            he = to_tensor(pixels).to(self.placement.device)
-            ihc = self.method.translate(he, [key.at(left, top)])
+            if empty is not None and (empty[top : top + self.tile, left : left + self.tile] == 1).all():
+                return pixels
+            with self._memory(pixels):
+                he = to_tensor(pixels).to(self.placement.device)
+                ihc = self.method.translate(he, [key.at(left, top)])
             if not torch.isfinite(ihc).all():
                 raise NonFiniteError(
                     f"the network gave a NaN or an infinity in {self.placement.precision}; are its weights damaged?"
                 )
             return to_uint8(ihc)[0]
 
-        resized = resize(image, rows, columns)
-        result = over_tiles(resized, one, self.tile, self._overlap, self._multiple)
-        return resize(result, height, width)
+        stained = resize(over_tiles(resized, one, self.tile, self._overlap, self._multiple), height, width)
+        return stained if empty is None else _with_glass(stained, image, empty)
+
+    @property
+    def lacks_tone(self) -> bool:
+        """Whether the settings ask for the marker's luma curve and the model has none."""
+        return self.reverse is not None and self.reverse.config.tone and self.reverse.tone is None
 
     @property
     def tile(self) -> int:
@@ -151,14 +179,22 @@ class VirtualStainer:
 
     @property
     def _multiple(self) -> int:
+        if isinstance(self.model, GeneratorModel):
+            return MULTIPLE
         return 2 ** (len(self.model.score.unet.config.block_out_channels) - 1)
+
+    def _memory(self, tile: Pixels) -> contextlib.AbstractContextManager[None]:
+        return enough_memory(
+            f"a tile of {tile.shape[1]} x {tile.shape[0]} in {self.placement.precision} on {self.placement.device}",
+            "free the device, take another (--device cpu) or --precision bf16, or write a smaller 'tile' into the model's model_index.json",
+        )
 
     def steps(self, rows: int, columns: int) -> int:
         """How many reverse steps, over all tiles, an image of that working size takes."""
         multiple = self._multiple
         padded = (-(-side // multiple) * multiple for side in (rows, columns))
         tiles = math.prod(len(places(side, self.tile, self._overlap)) for side in padded)
-        return tiles * len(self.method.reverse.sde)
+        return tiles * self.steps_of_a_tile
 
     def working_size(self, height: int, width: int, mpp: float | None) -> tuple[int, int]:
         """The image's (rows, columns) at the model's scale.
@@ -173,6 +209,13 @@ class VirtualStainer:
         return round(height * factor), round(width * factor)
 
 
+def _with_glass(stained: Pixels, image: Pixels, empty: NDArray[np.float32]) -> Pixels:
+    """`stained` with the pixels of `image` where it is empty glass; `empty` is of any size."""
+    height, width = image.shape[:2]
+    share = np.asarray(Image.fromarray(empty).resize((width, height), Image.Resampling.BILINEAR))[..., None]
+    return np.round(stained * (1 - share) + image * share).clip(0, 255).astype(np.uint8)
+
+
 def check_mpp(mpp: float) -> None:
     """Refuse micrometres per pixel that no light microscope has.
 
@@ -182,28 +225,4 @@ def check_mpp(mpp: float) -> None:
     if not 0.05 <= mpp <= 20:
         raise DataError(
             f"mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x"
-        )
-
-
-def _check_fit(model: Model, config: MIUDiffConfig) -> None:
-    name, score, estimator = model.card.name, model.score, model.estimator
-    guided = config.guidance.scale > 0 and config.energy.guidance != "none"
-    if guided and estimator is None:
-        raise ConfigError(
-            f"the model '{name}' has no MI estimator, so it cannot be guided; give it energy.guidance=none"
-        )
-    if guided and estimator is not None and model.card.tile < 2 * estimator.config.patch:
-        raise ConfigError(
-            f"the model '{name}' has tiles of {model.card.tile}, expected at least two patches of {estimator.config.patch} a side"
-        )
-    if config.reverse.start > len(score.sde):
-        raise ConfigError(
-            f"reverse.start: found {config.reverse.start}, expected at most {len(score.sde)}, the steps that the model '{name}' knows"
-        )
-    if config.reverse.variance == "learned" and not score.learned_variance:
-        raise ConfigError(f"reverse.variance: found learned, but the model '{name}' has not learned it")
-    taps, blocks = config.refinement.taps, score.encoder_blocks
-    if taps is not None and not (taps and min(taps) >= 0 and max(taps) < blocks):
-        raise ConfigError(
-            f"refinement.taps: found {list(taps)}, expected blocks of the model's encoder, 0 to {blocks - 1}"
         )

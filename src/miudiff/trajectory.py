@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from miudiff.images import Pixels, to_uint8
-from miudiff.methods.miu_diff import StepReport
+from miudiff.methods.sdedit import StepReport
 
 
 class Trajectory:
@@ -20,7 +20,7 @@ class Trajectory:
         self.losses: dict[int, float] = {}
 
     def __call__(self, report: StepReport) -> None:
-        self.ratios[report.time] = float(report.ratio.mean())
+        self.ratios[report.time] = 0.0 if report.ratio is None else float(report.ratio.mean())
         if report.loss is not None:
             self.losses[report.time] = report.loss
         if report.time in self.frames:

@@ -7,17 +7,20 @@ image what guidance and refinement did in each step: [t, shift / noise, loss]. O
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from miudiff import __version__
 from miudiff.checkpoints import append_json, read_json, write_json
-from miudiff.errors import DataError, MiudiffError
+from miudiff.errors import CheckpointError, DataError, MiudiffError
 from miudiff.images import SUFFIXES, list_images, read_image, read_scale, write_image
-from miudiff.methods.miu_diff import StepReport
+from miudiff.methods.sdedit import StepReport
 from miudiff.stainer import VirtualStainer
 
 RECORD = "translation.json"
@@ -91,6 +94,8 @@ def translate_files(
     folder = pairs[0][1].parent
     settings = _settings(stainer, mpp, seed)
     _same_settings(folder / RECORD, settings, [p for _, p in pairs], overwrite)
+    if overwrite or not all(result.exists() for _, result in pairs):
+        _check_writable(folder)
     written: list[Path] = []
     skipped: list[Path] = []
     failed: list[tuple[Path, str]] = []
@@ -111,7 +116,8 @@ def translate_files(
                 f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
             )
             steps = _Steps(stainer.steps(rows, columns), say)
-            stainer.method.watch = steps
+            if stainer.reverse is not None:
+                stainer.reverse.watch = steps
             ihc = stainer.translate(pixels, scale, seed, path.name)
         except MiudiffError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
@@ -128,8 +134,17 @@ def translate_files(
     return Outcome(tuple(written), tuple(skipped), tuple(failed))
 
 
+def _check_writable(folder: Path) -> None:
+    """Tell a folder that cannot be written before minutes are spent on what should lie in it."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise DataError(f"{folder}: cannot be written ({nearest} is a file)")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written (no leave to write in {nearest}); give another target")
+
+
 class _Steps:
-    """Says how far an image is, every ten seconds, and keeps each step's (t, shift / noise, loss): a method's `watch`."""
+    """Says how far an image is, every ten seconds, and keeps each step's (t, shift / noise, loss): a reverse process' `watch`."""
 
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self.total, self.say, self.done = total, say, 0
@@ -138,7 +153,8 @@ class _Steps:
 
     def __call__(self, report: StepReport) -> None:
         self.done += 1
-        self.log.append((report.time, float(f"{float(report.ratio.mean()):.3g}"), report.loss))
+        ratio = 0.0 if report.ratio is None else float(report.ratio.mean())
+        self.log.append((report.time, float(f"{ratio:.3g}"), report.loss))
         now = time.monotonic()
         if now - self.told > 10:
             rate = self.done / (now - self.began)
@@ -173,20 +189,21 @@ def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str
         "marker": stainer.marker,
         "mpp": mpp,
         "seed": seed,
+        "glass": stainer.glass,
         "precision": stainer.placement.precision,
-        "config": stainer.config.model_dump(mode="json"),
+        "method": stainer.name,
+        "config": stainer.config.model_dump(mode="json") if stainer.config else {},
     }  # values as JSON gives them back, to be compared
 
 
 def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path], overwrite: bool) -> None:
     if overwrite or not path.exists():
         return
-    record = read_json(path)
+    record = _read_record(path)
     for result in results:
-        entry = record.get("images", {}).get(result.name)
-        if entry is None or not result.exists():
+        if result.name not in record.images or not result.exists():
             continue  # somebody's own file is skipped like a finished one
-        before = record["runs"][entry["run"]]
+        before = record.runs[record.images[result.name]["run"]]
         changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:
             raise DataError(
@@ -196,8 +213,26 @@ def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path]
 
 def _record(path: Path, settings: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
     """Note how the result `name` is made: its entry names one of the `runs`, since files of several can share a folder."""
-    before = read_json(path) if path.exists() else {}
-    runs = before.get("runs", [])
-    runs = runs if settings in runs else [*runs, settings]
-    images = before.get("images", {}) | {name: entry | {"run": runs.index(settings)}}
+    before = _read_record(path) if path.exists() else _Record()
+    runs = before.runs if settings in before.runs else [*before.runs, settings]
+    images = before.images | {name: entry | {"run": runs.index(settings)}}
     write_json(path, {"notice": NOTICE, "runs": runs, "images": images})
+
+
+class _Record(BaseModel):
+    """What `RECORD` holds: settings of runs, and for each image which of them made it."""
+
+    runs: list[dict[str, Any]] = []
+    images: dict[str, dict[str, Any]] = {}
+
+
+def _read_record(path: Path) -> _Record:
+    try:
+        record = _Record.model_validate(read_json(path))
+    except (ValidationError, CheckpointError) as error:
+        raise DataError(
+            f"{path}: is no record of `miudiff translate`; move it away, or give another target"
+        ) from error
+    if any(entry.get("run") not in range(len(record.runs)) for entry in record.images.values()):
+        raise DataError(f"{path}: names runs that it does not hold; move it away, or give another target")
+    return record

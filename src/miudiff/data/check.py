@@ -1,7 +1,6 @@
 """What is in a data root and what is wrong with it, file by file, before a training run finds out.
 
-Every file is read as training would read it (`images.read_image`), so what passes here can be trained on. One
-bad file never stops the check. What is certainly wrong is an error; what a user must know, such as a slide in
+`examine` reads each file; what is looked at here is how they go together. One bad file never stops the check. What is certainly wrong is an error; what a user must know, such as a slide in
 train and in test, a warning; what may well be right, such as a tile that looks empty, a note.
 """
 
@@ -16,68 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from PIL import Image
-
-from miudiff.data.layouts import BCI_NAME, Dataset, Field, Layout, open_dataset
-from miudiff.data.splits import PARTS, Leak, digest, leaks
+from miudiff.data.examine import FileFacts, Finding, Level, examine, finding_of
+from miudiff.data.layouts import Dataset, Field, Layout, open_dataset
+from miudiff.data.names import BCI_NAME
+from miudiff.data.splits import PARTS, Leak, leaks
 from miudiff.errors import DataError
-from miudiff.images import LUMA, SLIDE_SUFFIXES, Pixels, read_image, read_scale
+from miudiff.images import SLIDE_SUFFIXES
 
-Level = Literal["error", "warning", "note"]
 Progress = Callable[[int, int], None]
 
-MIN_SIDE = 32  # no network of the package takes less
-DARK = 40  # stained tissue lets light through: medians of real H&E and IHC fields are above 85
-EVEN = 3.0  # empty glass varies by about 1 grey level, the emptiest real field by 7
-FEW_COLOURS = 32  # a photograph has thousands
 SHOWN = 20  # notes in the plain text; the JSON holds all
 
-CONTENTS = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
-    b"BM": "BMP",
-    b"RIFF": "WEBP",
-    b"GIF8": "GIF",
-}
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
 ENDINGS |= {".bmp": "BMP", ".webp": "WEBP"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a user should know of one file (or of the root)."""
-
-    level: Level
-    path: Path
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.level}: {self.path}: {self.message}"
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """What one file is; what could not be found out is None.
-
-    Attributes:
-        content: The format that its first bytes say, "PNG", or "unknown".
-        mode: Colour model and depth, "RGB, 8 bit".
-        size: Width and height in pixels.
-        mpp: Micrometres per pixel, where the file states them, and `mpp_from` where in it.
-    """
-
-    digest: str | None = None
-    content: str = "unknown"
-    mode: str | None = None
-    size: tuple[int, int] | None = None
-    mpp: float | None = None
-    mpp_from: str | None = None
-    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +119,7 @@ def check_dataset(
     try:
         dataset = open_dataset(root, layout, slide_pattern)
     except DataError as error:
-        return CheckReport(root, None, (_finding(root, error),))
+        return CheckReport(root, None, (finding_of(root, error),))
     facts = _examine_all([image.path for image in dataset.fields], threads, progress)
     digests = {path: fact.digest for path, fact in facts.items() if fact.digest is not None}
     shared = leaks(dataset, digests={})
@@ -207,80 +157,6 @@ def _examine_all(paths: list[Path], threads: int | None, progress: Progress | No
     finally:
         pool.shutdown(cancel_futures=True)
     return found
-
-
-def examine(path: Path) -> FileFacts:
-    """What one file is and what is wrong with it; never raises."""
-    try:
-        # Hashing brings the file into the page cache: the disk reads it once.
-        content_digest, head = digest(path), _head(path)
-    except OSError as error:
-        return FileFacts(findings=(Finding("error", path, f"cannot be read ({error.strerror})"),))
-    content = next((name for magic, name in CONTENTS.items() if head.startswith(magic)), "unknown")
-    mode, size = _header(path, content, head)
-    try:
-        pixels = read_image(path)
-    except DataError as error:
-        return FileFacts(content_digest, content, mode, size, findings=(_finding(path, error),))
-    except Exception as error:  # a decoder's own failure: told like every other, and the check goes on
-        wrong = Finding("error", path, f"cannot be decoded ({type(error).__name__}: {error})")
-        return FileFacts(content_digest, content, mode, size, findings=(wrong,))
-    mpp, mpp_from = _stated_scale(path) if content == "TIFF" else (None, None)
-    height, width = pixels.shape[:2]
-    looks = tuple(Finding(level, path, message) for level, message in _looks(pixels))
-    return FileFacts(content_digest, content, mode, (width, height), mpp, mpp_from, looks)
-
-
-def _looks(pixels: Pixels) -> list[tuple[Level, str]]:
-    """What the pixels of a readable image tell against it."""
-    height, width = pixels.shape[:2]
-    if min(height, width) < MIN_SIDE:
-        return [("error", f"{width} x {height} pixels, expected at least {MIN_SIDE} on each side")]
-    step = max(1, min(height, width) // 256)  # about 256 x 256 samples tell as much as all
-    sample = pixels[::step, ::step]
-    brightness = sample @ np.array(LUMA)
-    if np.median(brightness) < DARK:
-        return [("error", "is nearly black for the most part, expected brightfield (fluorescence? a mask?)")]
-    if brightness.std() < EVEN:
-        # Not by whiteness: the glass of BCI is grey or cream. An even grey may also be tissue out of focus.
-        return [("note", f"looks empty: its grey levels vary by {brightness.std():.1f} only")]
-    colours = len(np.unique(sample.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])))
-    if colours < FEW_COLOURS:
-        return [("warning", f"has only {colours} colours, expected a photograph (a drawing? a mask?)")]
-    return []
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(32)
-
-
-def _header(path: Path, content: str, head: bytes) -> tuple[str | None, tuple[int, int] | None]:
-    """Colour model with depth, and size, as the header says; None where it cannot be understood."""
-    try:
-        if content == "TIFF":
-            import tifffile
-
-            with tifffile.TiffFile(path) as tiff:
-                page = tiff.pages[0]
-                bits = page.bitspersample
-                return f"{page.photometric.name}, {bits} bit", (int(page.imagewidth), int(page.imagelength))
-        with Image.open(path) as image:
-            depth = {"1": 1, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}.get(image.mode, 8)
-            bits = head[24] if content == "PNG" and image.mode != "P" else depth
-            return f"{image.mode}, {bits} bit", image.size
-    except Exception:  # `read_image` says what is wrong with it
-        return None, None
-
-
-def _stated_scale(path: Path) -> tuple[float | None, str | None]:
-    mpp = read_scale(path)
-    if mpp is None:
-        return None, None
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        return mpp, "OME PhysicalSizeX" if "PhysicalSizeX" in (tiff.ome_metadata or "") else "TIFF resolution"
 
 
 def _about_endings(facts: Mapping[Path, FileFacts]) -> list[Finding]:
@@ -423,7 +299,3 @@ def _files(count: int) -> str:
 
 def _more(paths: list[Path]) -> str:
     return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
-
-
-def _finding(path: Path, error: DataError) -> Finding:
-    return Finding("error", path, str(error).removeprefix(f"{path}: "))

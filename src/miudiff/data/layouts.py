@@ -19,32 +19,31 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Literal, get_args
 
+from miudiff.data.names import (
+    BCI_NAME,
+    MIST_NAME,
+    STAINS,
+    Place,
+    bci_split,
+    compile_pattern,
+    cut_folder,
+    find_slide,
+    read_folders,
+    read_root,
+    words_of,
+)
+from miudiff.data.names import Layout as Layout
+from miudiff.data.names import Stain as Stain
+from miudiff.data.names import name_of as name_of
+from miudiff.data.names import slide_of as slide_of
 from miudiff.errors import DataError
 from miudiff.images import SUFFIXES
 
-Layout = Literal["bci", "mist", "cut", "plain"]
-Stain = Literal["HE", "IHC"]
-
-BCI_NAME = re.compile(r"\d{5}_(train|val|test)_[0-3]\+?")
-MIST_NAME = re.compile(r"\d+[A-Z]\d+_\d+_\d+")
 BCI_NOTE = "BCI names number patches and carry no slide id: whether a slide is in two parts cannot be seen"
 
-STAINS: dict[str, Stain] = {"he": "HE", "h&e": "HE", "ihc": "IHC"}
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLITS |= {"test": "test", "testing": "test"}
-MARKERS = {"her2": "HER2", "erbb2": "HER2", "ki67": "Ki67", "er": "ER", "pr": "PR", "pdl1": "PD-L1"}
-MARKERS |= {
-    "p53": "p53",
-    "p16": "p16",
-    "p40": "p40",
-    "p63": "p63",
-    "ttf1": "TTF1",
-    "fhl2": "FHL2",
-    "panck": "PanCK",
-}
 NOT_TISSUE = {"mask", "masks", "label", "labels", "annotation", "annotations", "thumbnail", "thumbnails"}
 
 _Where = tuple[str | None, str, str]  # split, group, name
@@ -157,16 +156,6 @@ class Dataset:
         return found
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What the folders above a file say."""
-
-    stain: Stain | None
-    split: str | None
-    marker: str | None
-    group: str
-
-
 def open_dataset(
     root: str | Path, layout: Layout | Literal["auto"] = "auto", slide_pattern: str | None = None
 ) -> Dataset:
@@ -181,7 +170,7 @@ def open_dataset(
         DataError: No such folder, no images in it, another layout, or folders that do not say their stain.
     """
     root = Path(root)
-    pattern = _slide_pattern(slide_pattern)
+    pattern = compile_pattern(slide_pattern)
     if layout not in ("auto", *get_args(Layout)):
         raise DataError(f"layout '{layout}': not known, expected auto, {', '.join(get_args(Layout))}")
     images, others = _walk(root)
@@ -199,9 +188,9 @@ def open_dataset(
             path=path,
             name=name_of(path),
             stain=place.stain,
-            split=place.split or (_bci_split(name_of(path)) if found == "bci" else None),
+            split=place.split or (bci_split(name_of(path)) if found == "bci" else None),
             marker=place.marker or ("HER2" if found == "bci" else None),
-            slide=_slide(name_of(path), found, pattern),
+            slide=find_slide(name_of(path), found, pattern),
             group=place.group,
         )
         for path, place in places.items()
@@ -224,51 +213,11 @@ def recognise(root: Path, images: Iterable[Path]) -> Layout:
         return "bci"
     if _most_match(MIST_NAME, paths) or "trainvalab" in folders:
         return "mist"
-    return "cut" if any(_cut_folder(folder) for folder in folders) else "plain"
+    return "cut" if any(cut_folder(folder) for folder in folders) else "plain"
 
 
 def _most_match(pattern: re.Pattern[str], paths: list[Path]) -> bool:
     return sum(pattern.fullmatch(name_of(path)) is not None for path in paths) * 2 > len(paths)
-
-
-def name_of(path: str | PurePath) -> str:
-    """A file's name without the endings that only say the format: `a.ome.tif` and `a.png` are both `a`."""
-    name = PurePath(path).name
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
-    return name[:-4] if name.lower().endswith(".ome") else name
-
-
-def slide_of(name: str, layout: Layout, slide_pattern: str | None = None) -> str | None:
-    """The slide that a file's name states, or None: BCI's names state none, and other sets' need a pattern.
-
-    Raises:
-        DataError: `slide_pattern` is no regular expression or has no group `slide`.
-    """
-    return _slide(name_of(name), layout, _slide_pattern(slide_pattern))
-
-
-def _slide(name: str, layout: Layout, pattern: re.Pattern[str] | None) -> str | None:
-    if pattern is not None:
-        match = pattern.search(name)
-        return match["slide"] if match else None
-    if layout == "mist" and "_" in name:
-        return name.partition("_")[0] or None
-    return None
-
-
-def _slide_pattern(pattern: str | None) -> re.Pattern[str] | None:
-    if pattern is None:
-        return None
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise DataError(f"slide pattern '{pattern}': not a regular expression ({error})") from error
-    if "slide" not in compiled.groupindex:
-        raise DataError(f"slide pattern '{pattern}': no group 'slide', expected as in ^(?P<slide>[^_]+)_")
-    return compiled
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
@@ -296,10 +245,10 @@ def _unreadable(error: OSError) -> None:
     raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-def _places(root: Path, images: list[Path], layout: Layout) -> tuple[dict[Path, _Place], list[str]]:
+def _places(root: Path, images: list[Path], layout: Layout) -> tuple[dict[Path, Place], list[str]]:
     """What the folders say of each image, completed where they leave no doubt; and what was assumed."""
-    above = _root_place(root)
-    folders = {f: _place(f.relative_to(root).parts, above) for f in {path.parent for path in images}}
+    above = read_root(root)
+    folders = {f: read_folders(f.relative_to(root).parts, above) for f in {path.parent for path in images}}
     silent = {folder: place for folder, place in folders.items() if place.stain is None}
     notes: list[str] = []
     if silent:
@@ -311,14 +260,14 @@ def _places(root: Path, images: list[Path], layout: Layout) -> tuple[dict[Path, 
 def _complete(
     root: Path,
     images: list[Path],
-    folders: dict[Path, _Place],
-    silent: dict[Path, _Place],
+    folders: dict[Path, Place],
+    silent: dict[Path, Place],
     layout: Layout,
-) -> tuple[dict[Path, _Place], list[str]]:
+) -> tuple[dict[Path, Place], list[str]]:
     """The stain of folders that do not say it: beside one stain a single folder is the other, alone IHC."""
     said = {place.stain for place in folders.values() if place.stain is not None}
     # Images beside named folders, and masks, are of no stain.
-    aside = {folder for folder in silent if _words(folder.name) & NOT_TISSUE or (said and folder == root)}
+    aside = {folder for folder in silent if words_of(folder.name) & NOT_TISSUE or (said and folder == root)}
     candidates = {folder: place for folder, place in silent.items() if folder not in aside}
     names = sorted({place.group for place in candidates.values()})
     if not said and layout == "bci":
@@ -335,7 +284,7 @@ def _complete(
         return {}, [f"left out, since their folders say no stain: {_quoted(names)}"] if names else []
     stain: Stain = "HE" if said == {"IHC"} else "IHC"
     for path in () if said else images:
-        if "HE" in {STAINS.get(word) for word in _words(name_of(path))}:
+        if "HE" in {STAINS.get(word) for word in words_of(name_of(path))}:
             raise DataError(
                 f"{root}: the name of {path.name} says H&E, its folder nothing; make folders HE and IHC"
             )
@@ -344,67 +293,6 @@ def _complete(
     completed = {folder: replace(place, stain=stain, group=group) for folder, place in candidates.items()}
     where = f"folder '{names[0]}'" if names[0] else "folder"
     return completed, [f"the {where} does not say its stain; it is taken as {stain}"]
-
-
-def _place(parts: tuple[str, ...], above: _Place) -> _Place:
-    stain, split, marker = above.stain, above.split, above.marker
-    rest: list[str] = []
-    for part in parts:
-        here = _meaning(part)
-        # The folder nearest to the file decides.
-        stain, split, marker = here.stain or stain, here.split or split, here.marker or marker
-        rest += [here.group] if here.group else []
-    if stain is None and marker is not None:
-        stain = "IHC"
-    return _Place(stain, split, marker, "/".join(rest))
-
-
-def _meaning(folder: str) -> _Place:
-    """What one folder's name says; `group` is the name itself where it says nothing."""
-    if cut := _cut_folder(folder):
-        return cut
-    words = _words(folder)
-    stains = {STAINS[word] for word in words if word in STAINS}
-    splits = {SPLITS[word] for word in words if word in SPLITS}
-    markers = {MARKERS[word] for word in words if word in MARKERS}
-    markers |= {word.upper() for word in words if re.fullmatch(r"cd\d{1,3}", word)}
-    if folder in ("A", "B"):  # as pix2pix names the two sides
-        stains = {"HE" if folder == "A" else "IHC"}
-    # "HE_IHC" or "train_test" holds both and says neither.
-    stain = stains.pop() if len(stains) == 1 else None
-    split = splits.pop() if len(splits) == 1 else None
-    marker = markers.pop() if len(markers) == 1 else None
-    silent = stain is None and split is None and marker is None
-    return _Place(stain, split, marker, folder if silent else "unpaired" if "unpaired" in words else "")
-
-
-def _cut_folder(folder: str) -> _Place | None:
-    match = re.fullmatch(r"(train|val|valid|test)_?([AB])", folder, re.IGNORECASE)
-    if match is None:
-        return None
-    return _Place("HE" if match[2].upper() == "A" else "IHC", SPLITS[match[1].lower()], None, "")
-
-
-def _root_place(root: Path) -> _Place:
-    """What the root's own name says, where it is nothing but a stain, a split or a marker."""
-    real = root.resolve()
-    name = real.parent.name if real.name.lower() == "trainvalab" else real.name
-    squeezed = _squeeze(name)
-    return _Place(STAINS.get(squeezed), SPLITS.get(squeezed), MARKERS.get(squeezed), "")
-
-
-def _words(folder: str) -> set[str]:
-    """Lower-case words; "Ki-67" counts whole as well as in parts."""
-    return {_squeeze(word) for by in (r"[\s_.]+", r"[^A-Za-z0-9&]+") for word in re.split(by, folder)}
-
-
-def _squeeze(word: str) -> str:
-    return re.sub(r"[^a-z0-9&]", "", word.lower())
-
-
-def _bci_split(name: str) -> str | None:
-    match = BCI_NAME.fullmatch(name)
-    return match[1] if match else None
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 from torch.utils.data import Dataset
 
 from miudiff.config import Strict
-from miudiff.data.layouts import open_dataset
-from miudiff.data.splits import Part, official_split, paper_split
+from miudiff.data.layouts import Stain, open_dataset
+from miudiff.data.splits import Part, Split, official_split, paper_split
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, read_scale, resize, to_tensor
 from miudiff.noise import NoiseKey
@@ -50,6 +50,9 @@ class SourceConfig(Strict):
     )
 
 
+ENDLESS = 2**62  # the length of a set: items are drawn without end; the loop counts steps
+
+
 class DataConfig(Strict):
     """What to train on."""
 
@@ -57,10 +60,16 @@ class DataConfig(Strict):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     size: int = Field(256, ge=8, description="Side of a tile in pixels.")
     mpp: float | None = Field(
-        None, gt=0, description="Micrometres per pixel of a tile; needed unless `fit` is on."
+        None,
+        gt=0,
+        description="Micrometres per pixel of a tile; needed unless `fit` is on, where it is what the shrunk images must have.",
     )
     fit: bool = Field(
         False, description="Shrink each whole image to the tile, as the paper does, instead of cutting tiles."
+    )
+    native: bool = Field(
+        False,
+        description="Take pixels as they are: for images that are all of one scale, which nobody states. In place of `mpp`.",
     )
     scale_jitter: float = Field(
         0.0, ge=0, lt=0.5, description="Tiles are drawn at a scale up to this fraction off."
@@ -68,18 +77,25 @@ class DataConfig(Strict):
     dihedral: bool = Field(True, description="Flip and turn tiles: histology has no up.")
 
 
-def _split_files(root: Path, source: SourceConfig, warn: Callable[[str], None]) -> list[Path]:
+def open_split(root: Path, source: SourceConfig, warn: Callable[[str], None]) -> Split:
+    """The split that `source` names of the dataset below `root`."""
     dataset = open_dataset(root)
     split = official_split(dataset) if source.split == "official" else paper_split(dataset, source.split_seed)
     for warning in split.warnings:
         warn(f"{root}: {warning}")
+    return split
+
+
+def _split_files(root: Path, source: SourceConfig, stain: Stain, warn: Callable[[str], None]) -> list[Path]:
     fields = [
         f
-        for f in split.fields(source.part, "IHC")
+        for f in open_split(root, source, warn).fields(source.part, stain)
         if source.marker is None or f.marker in (None, source.marker)
     ]
     if not fields:
-        raise DataError(f"{root}: the part '{source.part}' of its {source.split} split holds no IHC images")
+        raise DataError(
+            f"{root}: the part '{source.part}' of its {source.split} split holds no {stain} images"
+        )
     return [field.path for field in fields]
 
 
@@ -94,45 +110,97 @@ class TileImage:
 
 
 def find_images(
-    config: DataConfig, markers: Sequence[str], warn: Callable[[str], None] = lambda line: None
+    config: DataConfig,
+    markers: Sequence[str],
+    warn: Callable[[str], None] = lambda line: None,
+    stain: Stain = "IHC",
+    section: str = "data",
 ) -> list[TileImage]:
     """The images of every source; what a reader of scores must know of a split goes to `warn`.
+
+    Args:
+        stain: Which images of a published dataset or of the twin set.
+        section: The key of the run that `config` stands under, for messages.
 
     Raises:
         DataError: A pattern that finds nothing, a marker that the model does not have, or a file with no stated scale.
     """
+    if config.native and (config.mpp is not None or config.fit):
+        raise DataError(
+            f"{section}.native: beside {section}.{'fit' if config.fit else 'mpp'}, expected one of the two"
+        )
+    unscaled = config.fit or config.native
     found: list[TileImage] = []
     for source in config.sources:
         if markers and source.marker not in markers:
             raise DataError(
-                f"data.sources '{source.files}': marker {source.marker!r}, expected one of {', '.join(markers)}"
+                f"{section}.sources '{source.files}': marker {source.marker!r}, expected one of {', '.join(markers)}"
             )
         index = markers.index(source.marker) if markers and source.marker else 0
-        paths = _source_files(config.root, source, warn)
+        paths = _source_files(config.root, source, stain, section, warn)
         for path in paths:
             mpp = source.mpp if source.mpp is not None else read_scale(path)
-            if mpp is None and not config.fit:
+            if mpp is None and not unscaled:
                 raise DataError(
-                    f"{path}: states no micrometres per pixel; give data.sources 'mpp' for '{source.files}'"
+                    f"{path}: states no micrometres per pixel; give {section}.sources 'mpp' for '{source.files}'"
                 )
             found.append(TileImage(path, mpp, index, source.weight / len(paths)))
-    if config.mpp is None and not config.fit:
+    if config.mpp is None and not unscaled:
         raise DataError(
-            "data.mpp: missing; state the micrometres per pixel of a tile, or shrink whole images with data.fit=true"
+            f"{section}.mpp: missing; state the micrometres per pixel of a tile, or shrink whole images with {section}.fit=true"
         )
+    if config.native and (mixed := _two_scales(found)):
+        raise DataError(f"{section}.native: {mixed}; give {section}.mpp in its place")
+    if config.fit:
+        _check_fitted(config, found, section)
     return found
 
 
-def _source_files(root: Path, source: SourceConfig, warn: Callable[[str], None]) -> list[Path]:
+def _check_fitted(config: DataConfig, images: Sequence[TileImage], section: str) -> None:
+    """Refuse whole images that are shrunk to several scales, as far as their scales are stated; one of each folder is looked at.
+
+    Raises:
+        DataError: They differ from `config.mpp`, or from each other, by more than 2 %.
+    """
+    first = {image.path.parent: image for image in reversed(images)}
+    scales = {
+        image.path: image.mpp * math.sqrt(math.prod(read_image(image.path).shape[:2])) / config.size
+        for image in first.values()
+        if image.mpp is not None
+    }
+    for path, scale in scales.items():
+        if config.mpp is not None and abs(scale - config.mpp) > 0.02 * config.mpp:
+            raise DataError(
+                f"{section}.mpp: found {config.mpp:g}, but {path} shrunk to {config.size} pixels has {scale:.4g} um/px; leave it out, or state that"
+            )
+    if scales and max(scales.values()) > 1.02 * min(scales.values()):
+        low, high = min(scales, key=lambda path: scales[path]), max(scales, key=lambda path: scales[path])
+        raise DataError(
+            f"{section}.fit: {high} shrunk to {config.size} pixels has {scales[high]:.4g} um/px, {low} {scales[low]:.4g}; expected one scale: take sources of one, or cut tiles at a stated {section}.mpp"
+        )
+
+
+def _two_scales(images: Sequence[TileImage]) -> str | None:
+    """Two images of scales more than 2 % apart, in words; None if all have one scale, or state none."""
+    first = next((image for image in images if image.mpp is not None), None)
+    for image in images:
+        if first and first.mpp and image.mpp and abs(image.mpp - first.mpp) > 0.02 * first.mpp:
+            return f"{first.path} has {first.mpp:g} um/px and {image.path} {image.mpp:g}"
+    return None
+
+
+def _source_files(
+    root: Path, source: SourceConfig, stain: Stain, section: str, warn: Callable[[str], None]
+) -> list[Path]:
     if source.split is not None:
-        return _split_files(root / source.files, source, warn)
+        return _split_files(root / source.files, source, stain, warn)
     if source.files.startswith("twin:"):
         from miudiff.data.twin import twin_region_file
 
-        return [twin_region_file(source.files.removeprefix("twin:"), "IHC")]
+        return [twin_region_file(source.files.removeprefix("twin:"), stain)]
     if Path(source.files).is_absolute():
         raise DataError(
-            f"data.sources '{source.files}': an absolute path; put its folder into data.root and the rest here"
+            f"{section}.sources '{source.files}': an absolute path; put its folder into {section}.root and the rest here"
         )
     if (root / source.files).is_dir():
         paths = list_images(root / source.files)
@@ -140,8 +208,40 @@ def _source_files(root: Path, source: SourceConfig, warn: Callable[[str], None])
         paths = sorted(p for p in root.glob(source.files) if p.is_file() and not p.name.startswith("."))
     paths = [p for p in paths if not any(p.match(pattern) for pattern in source.exclude)]
     if not paths:
-        raise DataError(f"{root / source.files}: finds no images; check data.root and the pattern")
+        raise DataError(f"{root / source.files}: finds no images; check {section}.root and the pattern")
     return paths
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is random in a tile; all in [0, 1)."""
+
+    which: float
+    top: float
+    left: float
+    scale: float
+    turn: float
+
+    @classmethod
+    def of(cls, seed: int, index: int, name: str = "tiles") -> Draw:
+        """The draw of item `index`; another `name` draws independently of it."""
+        return cls(*NoiseKey(seed, name).uniform("augment", index, 5).tolist())
+
+    def image(self, cumulative: NDArray[np.float64]) -> int:
+        """The image that is meant, by the cumulative shares of all."""
+        return min(int(np.searchsorted(cumulative, self.which, side="right")), len(cumulative) - 1)
+
+    def tile(self, pixels: Pixels, config: DataConfig) -> torch.Tensor:
+        """The tile of an image at the run's scale, float32 [3, size, size] in [-1, 1]."""
+        jitter = (1 + config.scale_jitter) ** (2 * self.scale - 1)
+        tile = _cut(pixels, config.size, self.top, self.left, jitter)
+        return to_tensor(dihedral(tile, int(self.turn * 8)) if config.dihedral else tile)[0]
+
+
+def cumulative_shares(images: Sequence[TileImage]) -> NDArray[np.float64]:
+    """The shares of the images' weights, summed up."""
+    weights = np.array([image.weight for image in images])
+    return np.cumsum(weights / weights.sum())
 
 
 class Tiles(Dataset[dict[str, object]]):
@@ -150,47 +250,81 @@ class Tiles(Dataset[dict[str, object]]):
     Args:
         images: From `find_images`.
         seed: With i it decides the image, the place, the scale and the turn.
+        stain: The tile's name in an item; tiles of H&E are drawn independently of those of IHC.
     """
 
-    def __init__(self, images: Sequence[TileImage], config: DataConfig, seed: int) -> None:
-        self.images, self.config, self.seed = list(images), config, seed
-        weights = np.array([image.weight for image in self.images])
-        self._cumulative = np.cumsum(weights / weights.sum())
+    def __init__(
+        self,
+        images: Sequence[TileImage],
+        config: DataConfig,
+        seed: int,
+        stain: Literal["he", "ihc"] = "ihc",
+    ) -> None:
+        self.images, self.config, self.seed, self.stain = list(images), config, seed, stain
+        self._draws = "tiles" if stain == "ihc" else "he tiles"
+        self._cumulative = cumulative_shares(self.images)
 
     def __len__(self) -> int:
-        return 2**62  # items are drawn without end; the loop counts steps
+        return ENDLESS
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        which, top, left, scale, turn = NoiseKey(self.seed, "tiles").uniform("augment", index, 5).tolist()
-        image = self.images[
-            min(int(np.searchsorted(self._cumulative, which, side="right")), len(self.images) - 1)
-        ]
-        jitter = (1 + self.config.scale_jitter) ** (2 * scale - 1)
-        tile = _cut(self._pixels(image), self.config.size, top, left, jitter)
-        if self.config.dihedral:
-            tile = dihedral(tile, int(turn * 8))
-        return {"ihc": to_tensor(tile)[0], "key": index, "marker": image.marker, "name": image.path.name}
-
-    def _pixels(self, image: TileImage) -> Pixels:
-        return _resampled(image.path, image.mpp, self.config)
+        draw = Draw.of(self.seed, index, self._draws)
+        image = self.images[draw.image(self._cumulative)]
+        tile = draw.tile(at_scale(image, self.config).pixels, self.config)
+        return {self.stain: tile, "key": index, "marker": image.marker, "name": image.path.name}
 
 
-@lru_cache(maxsize=20_000)
-def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Pixels:
-    """The image at the run's scale, kept in memory: 20,000 tiles of 256 x 256 are 4 GB."""
+class Scaled(NamedTuple):
+    """An image's pixels at the run's scale, and the (height, width) of its file."""
+
+    pixels: Pixels
+    file_size: tuple[int, int]
+
+
+class _Memory:
+    """Images at the run's scale, kept until they fill `limit` bytes: 4 GB are 20,000 tiles of 256 x 256, or 1,300 of 1024."""
+
+    def __init__(self, limit: int = 4 * 10**9) -> None:
+        self.limit, self.used = limit, 0
+        self._images: dict[tuple[Path, float | None, DataConfig], Scaled] = {}
+
+    def get(self, image: TileImage, config: DataConfig) -> Scaled:
+        key = (image.path, image.mpp, config)
+        if key in self._images:
+            return self._images[key]
+        scaled = _resampled(image.path, image.mpp, config)
+        # Tiles are drawn at random, so what came first is worth as much as what came last: nothing is given up for another.
+        if self.used + scaled.pixels.nbytes <= self.limit:
+            self._images[key] = scaled
+            self.used += scaled.pixels.nbytes
+        return scaled
+
+
+_MEMORY = _Memory()
+
+
+def at_scale(image: TileImage, config: DataConfig) -> Scaled:
+    """The image at the run's scale, or shrunk to the tile with `fit`; read once, where memory allows."""
+    return _MEMORY.get(image, config)
+
+
+def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Scaled:
     pixels = read_image(path)
+    size = (pixels.shape[0], pixels.shape[1])
     if config.fit:
-        return resize(pixels, config.size, config.size)
-    assert mpp is not None
-    assert config.mpp is not None
-    factor = mpp / config.mpp
+        return Scaled(resize(pixels, config.size, config.size), size)
+    factor = 1.0
+    if not config.native:
+        assert mpp is not None
+        assert config.mpp is not None
+        factor = mpp / config.mpp
     height, width = round(pixels.shape[0] * factor), round(pixels.shape[1] * factor)
     need = math.ceil(config.size * (1 + config.scale_jitter))
     if min(height, width) < need:
         raise DataError(
-            f"{path}: {width} x {height} pixels at {config.mpp:g} um/px, expected at least {need} on each side"
+            f"{path}: {width} x {height} pixels{f' at {config.mpp:g} um/px' if config.mpp else ''}, expected at least {need} on each side"
         )
-    return resize(pixels, height, width)
+    return Scaled(resize(pixels, height, width), size)
 
 
 def _cut(pixels: Pixels, size: int, top: float, left: float, jitter: float) -> Pixels:
@@ -210,7 +344,11 @@ def dihedral(pixels: Pixels, which: int) -> Pixels:
 
 def collate(items: Sequence[dict[str, object]]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Batch tensors and the names of what is in them."""
-    tensors = {"ihc": torch.stack([i["ihc"] for i in items])}  # type: ignore[misc]
+    stains = [stain for stain in ("he", "ihc") if stain in items[0]]
+    tensors: dict[str, torch.Tensor] = {
+        stain: torch.stack([i[stain] for i in items])  # type: ignore[misc]
+        for stain in stains
+    }
     for name in ("key", "marker"):
         tensors[name] = torch.tensor([i[name] for i in items])
     return tensors, [str(item["name"]) for item in items]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import Timesteps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from miudiff.checkpoints import WEIGHTS, load_weights, read_json
@@ -31,13 +32,13 @@ class NetworkConfig(BaseModel):
 
     size: int = Field(256, ge=8, description="Tile side that `attention` refers to; other sides work too.")
     channels: tuple[int, ...] = Field(
-        (128, 128, 256, 256, 512, 512), description="Channels at each resolution."
+        (128, 128, 256, 256, 512, 512), min_length=1, description="Channels at each resolution."
     )
     layers: int = Field(1, ge=1, description="Residual blocks at each resolution.")
     attention: tuple[int, ...] = Field(
         (32, 16, 8), description="Sides of the feature maps that get self-attention."
     )
-    head_channels: int | None = Field(64, description="Channels of an attention head.")
+    head_channels: int | None = Field(64, ge=1, description="Channels of an attention head.")
     heads: int | None = Field(
         None, ge=1, description="Heads at every resolution, in place of `head_channels`."
     )
@@ -48,8 +49,29 @@ class NetworkConfig(BaseModel):
     scale_shift: bool = Field(True, description="Time enters as scale and shift of the norm.")
     residual_sampling: bool = Field(True, description="Up- and down-sampling inside residual blocks.")
     learned_variance: bool = Field(True, description="A second half of the output interpolates the variance.")
-    markers: int | None = Field(None, description="Number of markers of a conditional model.")
+    markers: int | None = Field(None, ge=1, description="Number of markers of a conditional model.")
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        """What diffusers would meet as a shape that does not fit, or round off without a word."""
+        if uneven := [width for width in self.channels if width < 1 or width % self.groups]:
+            raise ValueError(f"channels: found {uneven[0]}, expected multiples of groups, {self.groups}")
+        # The middle block attends, too.
+        attending = {
+            width for level, width in enumerate(self.channels) if self.size >> level in self.attention
+        } | {self.channels[-1]}
+        key, parts = ("heads", self.heads) if self.heads else ("head_channels", self.head_channels)
+        if parts and (uneven := sorted(width for width in attending if width % parts)):
+            raise ValueError(
+                f"{key}: found {parts}, expected a divisor of the {uneven[0]} channels that attend"
+            )
+        return self
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a tile must be a multiple of."""
+        return 2 ** (len(self.channels) - 1)
 
 
 def build_unet(config: NetworkConfig) -> UNet2DModel:

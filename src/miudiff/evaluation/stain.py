@@ -9,9 +9,9 @@ The recipe is that of Fiji's menus, step by step, since published numbers come f
     IOD  = Σ OD                                     Measure, "IntDen"
 
 The IOD deviation is the signed sum over a test set of IOD(virtual) − IOD(real); papers give it in units of
-10⁷. A sum grows with the pixels, so tiles of any size are brought to 1024 x 1024, the size that published
-numbers are of, **by up-sampling** (bicubic) before measuring; `side=None` measures at the native size
-instead, where a tile of 256 gives about a sixteenth.
+10⁷. A sum grows with the pixels, so images of any size are brought to 1024 pixels on their longer side, the
+size that published numbers are of, **by resampling** before measuring; `side=None` measures at the native
+size instead, where a tile of 256 gives about a sixteenth.
 
 DAB does not follow Beer-Lambert: an IOD compares sections stained and scanned alike, and is no amount of
 antigen.
@@ -24,25 +24,16 @@ from itertools import zip_longest
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.feature import peak_local_max
-from skimage.filters import threshold_otsu
-from skimage.segmentation import watershed
 
 from miudiff.errors import DataError
+from miudiff.evaluation.cells import CELL, Mask, cell_mask
+from miudiff.evaluation.statistics import pearson
 from miudiff.images import Pixels, resize
-from miudiff.stains import Floats, background_light, combine_stains, rgb_from_hdab, separate_stains
+from miudiff.stains import Floats, combine_stains, rgb_from_hdab
 
-Mask = NDArray[np.bool_]
 Cells = Literal["own", "reference", "none"]
 
 SIDE = 1024  # the tile that published sums are of
-CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
-# Optical densities of one stain between which Otsu's threshold may lie: fainter is the noise of glass, and
-# denser is stain even in a tile that is nothing else.
-FAINT, DENSE = 0.05, 0.6
-GLASS = 150.0  # grey level of the darkest glass
 
 
 class IodDeviation(NamedTuple):
@@ -107,51 +98,11 @@ def _od_of_level() -> Floats:
 _AMOUNT_OF_LEVEL, _OD_OF_LEVEL = _amount_of_level(), _od_of_level()
 
 
-def cell_mask(image: Pixels, diameter: float = CELL) -> Mask:
-    """Stained cells of a uint8 [H, W, 3] IHC image, bool [H, W]: beyond Otsu in hematoxylin or in DAB.
-
-    Each stain has its own threshold, since one for their sum loses the blue nuclei beside strong DAB. Specks
-    and pinholes are undone. In a pale section the mask hangs on few grey levels: give the IOD without a mask
-    beside the one with it.
-
-    Args:
-        diameter: Pixels across a nucleus; a speck or pinhole is less than a quarter of its area.
-    """
-    # Glass is grey in many scans; but what is darker than GLASS is stain, even where all of the tile is.
-    amounts = separate_stains(image, rgb_from_hdab, np.maximum(background_light(image), GLASS))
-    mask = _beyond_otsu(amounts[..., 0], diameter) | _beyond_otsu(amounts[..., 1], diameter)
-    speck = np.pi * diameter**2 / 16
-    return ~_without_specks(~_without_specks(mask, speck), speck)
-
-
-def _beyond_otsu(amount: Floats, diameter: float) -> Mask:
-    smooth = ndimage.gaussian_filter(np.clip(amount, 0, None), diameter / 16)
-    return np.asarray(smooth > np.clip(threshold_otsu(smooth), FAINT, DENSE))
-
-
-def _without_specks(mask: Mask, area: float) -> Mask:
-    labels, _ = ndimage.label(mask)
-    keep = np.bincount(labels.ravel()) >= area
-    keep[0] = False
-    return np.asarray(keep[labels])
-
-
-def cell_labels(image: Pixels, diameter: float = CELL) -> NDArray[np.int32]:
-    """`cell_mask` split by a watershed of the distance to its border: [H, W], 1, 2, ... and 0 beside cells.
-
-    The split decides how many cells there are, not which pixels belong to one: IOD is the same with and
-    without it.
-    """
-    mask = cell_mask(image, diameter)
-    # What lies outside of the image counts as no cell: else an image that is all cell has no border at all.
-    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    distance = ndimage.gaussian_filter(distance, diameter / 16) * mask
-    islands, _ = ndimage.label(mask)
-    apart = max(round(diameter / 2), 1)
-    peaks = peak_local_max(distance, min_distance=apart, labels=islands, exclude_border=False)
-    seeds = np.zeros(mask.shape, np.int32)
-    seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    return np.asarray(watershed(-distance, seeds, mask=mask), dtype=np.int32)
+def at_side(image: Pixels, side: int = SIDE) -> Pixels:
+    """The image with `side` pixels on its longer side: bicubic where it grows, area mean where it shrinks."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    return resize(image, max(round(height * scale), 1), max(round(width * scale), 1))
 
 
 def iod_table(
@@ -166,8 +117,7 @@ def iod_table(
     Images are taken one by one, so both may be generators.
 
     Args:
-        side: Bring every image to `side` x `side` first (bicubic where it grows, area mean where it shrinks);
-            None leaves it.
+        side: Bring every image's longer side to `side` first, see `at_side`; None leaves it.
         cells: Where to sum. "own": in each image's own `cell_mask`, so that cells that a model misses are
             missed in its sum; "reference": in the real image's mask for both; "none": everywhere, as a plain
             ImageJ macro does.
@@ -184,7 +134,7 @@ def iod_table(
             short = "virtual" if fake is None else "real"
             raise DataError(f"{short} images end after {len(rows)}, expected as many of both")
         if side is not None:
-            fake, real = resize(fake, side, side), resize(real, side, side)
+            fake, real = at_side(fake, side), at_side(real, side)
         elif fake.shape != real.shape:
             sizes = " and ".join(f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (fake, real))
             raise DataError(f"pair {len(rows) + 1}: {sizes} pixels share no native IOD; give a side, as 1024")
@@ -225,7 +175,5 @@ def summarise_iod(table: Floats) -> IodDeviation:
     deviation = fake - real
     stained = real > 0
     mape = float(100 * np.mean(np.abs(deviation[stained]) / real[stained])) if stained.any() else float("nan")
-    varies = len(table) > 1 and np.ptp(fake) > 0 and np.ptp(real) > 0
-    pearson = float(np.corrcoef(fake, real)[0, 1]) if varies else float("nan")
     total = float(deviation.sum())
-    return IodDeviation(total, total / 1e7, total / len(table), mape, pearson, len(table))
+    return IodDeviation(total, total / 1e7, total / len(table), mape, pearson(fake, real), len(table))

@@ -11,11 +11,11 @@ Critics: `separable` embeds both patches and takes their inner product, which gi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from miudiff.config import Strict
@@ -47,6 +47,14 @@ class EstimatorConfig(Strict):
         True,
         description="Divide a gradient map by its 99th percentile: source and target differ in contrast.",
     )
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.patch < 2 ** len(self.channels):
+            raise ValueError(
+                f"patch: found {self.patch}, expected at least {2 ** len(self.channels)} for {len(self.channels)} halvings"
+            )
+        return self
 
 
 class Estimator(nn.Module):

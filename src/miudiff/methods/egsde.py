@@ -96,6 +96,7 @@ class EGSDE:
             noise = normal(keys, "start", repeat, source)
             y = sde.perturb(y, len(sde) - 1, noise)
             for index in reversed(range(len(sde))):
+                reverse.report(y, index)
                 if not config.frozen_noise:
                     noise = normal(keys, "condition", repeat * len(sde) + index, source)
                 he_t = sde.perturb(source, index, noise)

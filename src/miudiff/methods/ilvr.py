@@ -76,6 +76,7 @@ class ILVR:
         source = reverse.source(he)
         y = normal(keys, "start", 0, source)
         for index in reversed(range(len(sde))):
+            reverse.report(y, index)
             y = reverse.step(reverse.transition(y, index), index, keys)
             if index > config.range_t:
                 he_t = sde.perturb(source, index, normal(keys, "condition", index, source))

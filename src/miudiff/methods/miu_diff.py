@@ -8,7 +8,7 @@ successor and mu at i - 1, which is where M is taken (`energy_at: mean`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -67,21 +67,21 @@ class MIUDiffConfig(Strict):
     refinement: RefinementConfig = RefinementConfig()
 
 
-class StepReport(NamedTuple):
-    """What one step did, for each image of the batch."""
+class Source(NamedTuple):
+    """What an image is made from: the same in every step, so it is worked out once."""
 
-    time: int  # index of the full chain
-    ratio: Tensor  # [B], the shift's root mean square over the step's noise
-    loss: float | None  # the refinement's
-    y: Tensor
+    image: Tensor  # [B, 3, H, W] without colour
+    structure: Tensor | None  # its gradient map, where guidance looks at the clean source
+    noise: Tensor | None  # [B, 3, H, W], where guidance looks at the source under one noise
+
+    def only(self, i: int) -> Source:
+        """That of the batch's image `i` alone."""
+        structure, noise = (None if part is None else part[i : i + 1] for part in self[1:])
+        return Source(self.image[i : i + 1], structure, noise)
 
 
 class MIUDiff:
-    """The MIU-Diff translator.
-
-    Args:
-        watch: Called after every step; a trajectory or a log of ratios is made from it.
-    """
+    """The MIU-Diff translator."""
 
     def __init__(
         self,
@@ -89,29 +89,37 @@ class MIUDiff:
         estimator: Estimator | None,
         config: MIUDiffConfig,
         placement: Placement,
-        watch: Callable[[StepReport], None] | None = None,
         tone: ToneCurve | None = None,
     ) -> None:
         if estimator is None and config.guidance.scale and config.energy.guidance != "none":
             raise ValueError("guidance needs an MI estimator")
-        self.config, self.placement, self.watch = config, placement, watch
+        self.config, self.placement = config, placement
         self.reverse = Reverse(score, config.reverse, placement, tone)
         self.estimator = estimator
         self.energy = MIEnergy(estimator, config.energy, placement) if estimator is not None else None
 
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]; an image depends on itself and its key alone."""
-        source, y = self.reverse.begin(he, keys)
-        refined = self._first_refined()
+        source, y = self.begin(he, keys)
+        refined = self.refined_steps
         for index in reversed(range(refined, len(self.reverse.sde))):
             y = self._step(y, source, index, keys, None)
         if refined:  # a copy of the weights for each image, one image after the other
             y = torch.cat(
-                [self._refine(y[i : i + 1], source[i : i + 1], refined, keys[i]) for i in range(len(y))]
+                [self._refine(y[i : i + 1], source.only(i), refined, keys[i]) for i in range(len(y))]
             )
         return y.clamp(-1, 1)
 
-    def _refine(self, y: Tensor, source: Tensor, refined: int, key: NoiseSource) -> Tensor:
+    def begin(self, he: Tensor, keys: Sequence[NoiseSource]) -> tuple[Source, Tensor]:
+        """The source of each step, and y at the first index."""
+        guidance = self.config.guidance
+        image, y = self.reverse.begin(he, keys)
+        clean = guidance.source_noise == "clean" and self._guides
+        frozen = guidance.source_noise == "matched" and guidance.frozen_noise and self._guides
+        structure = self.estimator.structure_map(image) if clean and self.estimator is not None else None
+        return Source(image, structure, normal(keys, "start", 0, image) if frozen else None), y
+
+    def _refine(self, y: Tensor, source: Source, refined: int, key: NoiseSource) -> Tensor:
         refinement = Refinement(self.reverse.score, self.config.refinement, self.placement, self.reverse.sde)
         for index in reversed(range(refined)):
             y = self._step(y, source, index, [key], refinement)
@@ -120,29 +128,27 @@ class MIUDiff:
     def _step(
         self,
         y: Tensor,
-        source: Tensor,
+        source: Source,
         index: int,
         keys: Sequence[NoiseSource],
         refinement: Refinement | None,
     ) -> Tensor:
-        loss = refinement.step(y, index, source, keys[0]) if refinement else None
+        loss = refinement.step(y, index, source.image, keys[0]) if refinement else None
         transition = self.reverse.transition(y, index, refinement.score if refinement else None)
         shift = self._shift(transition, y, source, index, keys)
-        if self.watch:
+        if self.reverse.watch:
             # From the shift itself: as a difference of means a small one would drown in their rounding.
             size = torch.zeros(len(y)) if shift is None else shift.flatten(1).square().mean(1).sqrt()
-            ratio = size / transition.std.flatten().mean().to(size)
-            self.watch(StepReport(int(self.reverse.sde.network_time(index)), ratio, loss, y))
+            self.reverse.report(y, index, size / transition.std.flatten().mean().to(size), loss)
         return self.reverse.step(transition if shift is None else transition.moved(-shift), index, keys)
 
     def _shift(
-        self, transition: Transition, y: Tensor, source: Tensor, index: int, keys: Sequence[NoiseSource]
+        self, transition: Transition, y: Tensor, source: Source, index: int, keys: Sequence[NoiseSource]
     ) -> Tensor | None:
         """What is taken from the mean, c Sigma grad M in Eq. 3; None where nothing guides."""
         guidance, sde = self.config.guidance, self.reverse.sde
         level = int(sde.network_time(index))
-        off = self.energy is None or self.config.energy.guidance == "none"
-        if off or not guidance.scale or level < guidance.until:
+        if not self._guides or level < guidance.until:
             return None
         # i - 1 of this chain, as an index of the full chain: a respaced step lands on the next index that is kept.
         at_mean = guidance.energy_at == "mean"
@@ -158,27 +164,28 @@ class MIUDiff:
             return guidance.scale * at(sde.betas / (1 - sde.betas).sqrt(), index, y) * gradient
         return transition.std**2 * (guidance.scale * gradient)
 
+    @property
+    def _guides(self) -> bool:
+        on = self.energy is not None and self.config.energy.guidance != "none"
+        return on and bool(self.config.guidance.scale)
+
     def _gradient(
         self,
         point: Tensor,
-        source: Tensor,
+        source: Source,
         target: int,
         level: int,
         stain_weight: float,
         index: int,
         keys: Sequence[NoiseSource],
     ) -> Tensor:
-        guidance = self.config.guidance
         assert self.energy is not None
         assert self.estimator is not None
-        he_t, he_level = source, -1
-        if guidance.source_noise == "matched":
-            stream, step = ("start", 0) if guidance.frozen_noise else ("condition", index)
-            he_t, he_level = (
-                self.reverse.sde.perturb(source, target, normal(keys, stream, step, source)),
-                level,
-            )
-        structure = self.estimator.structure_map(he_t)
+        structure, he_level = source.structure, -1
+        if structure is None:
+            noise = normal(keys, "condition", index, source.image) if source.noise is None else source.noise
+            he_t = self.reverse.sde.perturb(source.image, target, noise)
+            structure, he_level = self.estimator.structure_map(he_t), level
         rows = []
         for i, key in enumerate(keys):  # each image has a grid of its own
             offset = self._offset(key, index, point)
@@ -194,8 +201,9 @@ class MIUDiff:
         assert self.estimator is not None
         return grid_offset(key, index, self.estimator.config.patch, like)
 
-    def _first_refined(self) -> int:
-        """How many indices, from 0, are refined."""
+    @property
+    def refined_steps(self) -> int:
+        """How many steps, the last ones, are refined."""
         refinement = self.config.refinement
         if refinement.loss == "none":
             return 0

@@ -3,7 +3,7 @@
 model_index.json                      what it is, its markers, its scale
 unet/                                 plain diffusers: UNet2DModel.from_pretrained(folder, subfolder="unet")
 scheduler/scheduler_config.json       plain diffusers: DDPMScheduler
-mi_estimator/                         config.json and safetensors
+mi_estimator/, classifier/            config.json and safetensors; the classifier is for EGSDE alone
 README.md                             the model card
 """
 
@@ -24,6 +24,7 @@ from miudiff.checkpoints import WEIGHTS, load_weights, read_json, save_weights, 
 from miudiff.config import Strict, parse
 from miudiff.data.twin import twin_region
 from miudiff.device import Placement
+from miudiff.diffusion.classifier import NoisedClassifier, load_classifier, save_classifier
 from miudiff.diffusion.score import ScoreModel, load_unet
 from miudiff.diffusion.sde import VPSDE
 from miudiff.errors import CheckpointError, ConfigError
@@ -57,6 +58,7 @@ class Model:
     estimator: Estimator | None
     card: Card
     fingerprint: str = ""
+    classifier: NoisedClassifier | None = None
 
     @property
     def identity(self) -> str:
@@ -89,11 +91,11 @@ def model_folder(name: str | Path) -> Path:
     Raises:
         CheckpointError: Neither.
     """
-    shipped = Path(str(files("miudiff"))) / "weights" / str(name)
-    for folder in (Path(name), shipped):
+    shipped = Path(str(files("miudiff"))) / "weights"
+    for folder in (Path(name), shipped / str(name)):
         if (folder / "model_index.json").is_file():
             return folder
-    found = sorted(p.parent.name for p in shipped.parent.glob("*/model_index.json"))
+    found = sorted(p.parent.name for p in shipped.glob("*/model_index.json"))
     raise CheckpointError(
         f"{name}: no model there (no model_index.json), expected a model folder or one of: {', '.join(found) or 'none ships'}"
     )
@@ -107,20 +109,32 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
     """
     folder = model_folder(name)
     index = read_json(folder / "model_index.json")
-    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
-    card = _parse(Card, about, folder / "model_index.json")
+    card = _card(index, folder / "model_index.json")
     sde = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     score = ScoreModel(load_unet(folder / "unet"), sde)
     _check_markers(score, card, folder / "model_index.json")
     estimator = None
     if "mi_estimator" in index:  # a folder that is only left there by another model is none of this one
         estimator = _load_estimator(folder / "mi_estimator", sde).eval().requires_grad_(False)
+    classifier = None
+    if "classifier" in index:
+        classifier = load_classifier(folder / "classifier").eval().requires_grad_(False)
     device = placement.device if placement else torch.device("cpu")
-    score = score.eval().requires_grad_(False).to(device)
-    return Model(score, estimator.to(device) if estimator else None, card, _fingerprint(folder))
+    return Model(
+        score.eval().requires_grad_(False).to(device),
+        estimator.to(device) if estimator else None,
+        card,
+        fingerprint(folder),
+        classifier.to(device) if classifier else None,
+    )
 
 
-def _fingerprint(folder: Path) -> str:
+def _card(index: Mapping[str, Any], path: Path) -> Card:
+    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
+    return _parse(Card, about, path)
+
+
+def fingerprint(folder: Path) -> str:
     """Short digest of every weights file: two trainings of one name are two models."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob(f"*/{WEIGHTS}")):
@@ -128,7 +142,7 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-_COMPONENTS = ("unet", "scheduler", "mi_estimator")
+_COMPONENTS = ("unet", "scheduler", "mi_estimator", "classifier")
 
 
 Settings = TypeVar("Settings", bound=Strict)
@@ -149,10 +163,13 @@ def _read_schedule(path: Path) -> VPSDE:
             raise CheckpointError(f"{path}: '{key}': found {schedule[key]!r}, expected {expected}")
     try:
         steps = int(schedule["num_train_timesteps"])
+        first, last = float(schedule["beta_start"]), float(schedule["beta_end"])
+        if not (steps >= 2 and 0 < first <= last < 1):
+            raise ValueError(
+                f"{steps} steps with betas from {first:g} to {last:g}, expected shares of 1 that rise"
+            )
         # `VPSDE` counts betas as for 1000 steps, diffusers as they are
-        return VPSDE(
-            steps, float(schedule["beta_start"]) * steps / 1000, float(schedule["beta_end"]) * steps / 1000
-        )
+        return VPSDE(steps, first * steps / 1000, last * steps / 1000)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be used ({type(error).__name__}: {error})") from error
 
@@ -191,6 +208,8 @@ def save_model(
     save_weights(folder / "unet" / WEIGHTS, model.score.unet.state_dict(), dtype)
     if model.estimator is not None:
         save_estimator(folder / "mi_estimator", model.estimator.config, model.estimator.state_dict(), dtype)
+    if model.classifier is not None:
+        save_classifier(folder / "classifier", model.classifier)
     write_json(
         folder / "scheduler" / "scheduler_config.json",
         {
@@ -211,20 +230,31 @@ def save_model(
     }
     if model.estimator is not None:
         index["mi_estimator"] = ["miudiff.information.estimator", "Estimator"]
+    if model.classifier is not None:
+        index["classifier"] = ["miudiff.diffusion.classifier", "NoisedClassifier"]
     if readme is not None:
         write_bytes(folder / "README.md", readme.encode())
     write_json(folder / "model_index.json", index | json.loads(model.card.model_dump_json()))
 
 
-def from_runs(score_weights: Path, estimator_weights: Path | None, card: Card) -> Model:
-    """A model from the `weights` folders of a score run and of an MI run.
+def from_runs(
+    score_weights: Path, estimator_weights: Path | None, card: Card, classifier_weights: Path | None = None
+) -> Model:
+    """A model from the `weights` folders of a score run, an MI run, and a run of EGSDE's classifier.
 
     Raises:
         CheckpointError: Missing or damaged files, or a card of other markers than the network's.
     """
     score = ScoreModel(load_unet(score_weights))
     _check_markers(score, card, score_weights)
-    return Model(score, _load_estimator(estimator_weights) if estimator_weights else None, card)
+    classes = score.unet.config.num_class_embeds
+    if classes and not card.markers:
+        raise CheckpointError(
+            f"{score_weights}: a network of {classes} markers, but nothing names them; give --marker for each, in the order that it was trained in"
+        )
+    estimator = _load_estimator(estimator_weights) if estimator_weights else None
+    classifier = load_classifier(classifier_weights) if classifier_weights else None
+    return Model(score, estimator, card, classifier=classifier)
 
 
 def add_tone(folder: Path, marker: str, he: str, ihc: str) -> ToneCurve:
@@ -236,8 +266,9 @@ def add_tone(folder: Path, marker: str, he: str, ihc: str) -> ToneCurve:
     """
     path = folder / "model_index.json"
     index = read_json(path)
-    if marker not in index.get("markers", []):
-        raise ConfigError(f"marker '{marker}': {path} has {', '.join(index.get('markers', [])) or 'none'}")
+    markers = _card(index, path).markers
+    if marker not in markers:
+        raise ConfigError(f"marker '{marker}': {path} has {', '.join(markers) or 'none'}")
     curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"))
     index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
     write_json(path, index)

@@ -24,7 +24,7 @@ TUNED = parse(
     "preset tuned",
 )
 
-PRESETS: Mapping[str, MIUDiffConfig] = {"paper": PAPER, "tuned": TUNED}
+PRESETS: Mapping[str, MIUDiffConfig] = {"tuned": TUNED, "paper": PAPER}
 
 # Table 1 and Table 2 as changes of a preset; the first and the last row of Table 1 here are what a preset may leave out or add.
 ABLATIONS: Mapping[str, tuple[str, ...]] = {
@@ -39,7 +39,7 @@ ABLATIONS: Mapping[str, tuple[str, ...]] = {
     "t0'=10": ("refinement.start=10",),
     "S=500": ("reverse.start=500",),
     "S=100": ("reverse.start=100",),
-    "SDEdit": ("energy.guidance=none", "refinement.loss=none"),
+    "w/o MI, w/o PCL": ("energy.guidance=none", "refinement.loss=none"),
 }
 
 

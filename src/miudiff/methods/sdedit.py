@@ -5,8 +5,8 @@ y_{S-1} ~ q(. | x),   y_{i-1} = mean(y_i) + 1[i > 0] sqrt(beta~_i) z,   i = S - 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -49,13 +49,27 @@ class ReverseConfig(Strict):
         return VPSDE(full.steps, full.beta_min, full.beta_max, tuple(sorted(kept)))
 
 
+class StepReport(NamedTuple):
+    """What a reverse walk is at before it takes a step, for each image of the batch."""
+
+    time: int  # index of the full chain
+    y: Tensor
+    ratio: Tensor | None = None  # [B], the root mean square of the guidance's shift over the step's noise
+    loss: float | None = None  # the refinement's
+
+
 class Reverse:
-    """One reverse step of a score model under a `ReverseConfig`, without gradients."""
+    """One reverse step of a score model under a `ReverseConfig`, without gradients.
+
+    Attributes:
+        watch: Called once in every step; a trajectory, a progress line or a log of ratios is made from it.
+    """
 
     def __init__(
         self, score: ScoreModel, config: ReverseConfig, placement: Placement, tone: ToneCurve | None = None
     ) -> None:
         self.score, self.config, self.placement = score, config, placement
+        self.watch: Callable[[StepReport], None] | None = None
         # A model without a curve, trained by somebody else perhaps, is used with its luma as it is.
         self.tone = tone if config.tone else None
         self.sde = config.chain(score.sde)
@@ -64,6 +78,11 @@ class Reverse:
         """The source as it conditions the process (without colour, by default), and y at the first index."""
         source = self.source(he)
         return source, self.sde.perturb(source, len(self.sde) - 1, normal(keys, "start", 0, source))
+
+    def report(self, y: Tensor, index: int, ratio: Tensor | None = None, loss: float | None = None) -> None:
+        """Tell who watches that `y` is about to take the step at `index`."""
+        if self.watch:
+            self.watch(StepReport(int(self.sde.network_time(index)), y, ratio, loss))
 
     def source(self, he: Tensor) -> Tensor:
         """The source as it conditions the process."""
@@ -121,5 +140,6 @@ class SDEdit:
         for repeat in range(self.config.repeats):
             y = sde.perturb(y, len(sde) - 1, normal(keys, "start", repeat, y))
             for index in reversed(range(len(sde))):
+                reverse.report(y, index)
                 y = reverse.step(reverse.transition(y, index), index, keys, repeat)
         return y.clamp(-1, 1)

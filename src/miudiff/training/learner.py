@@ -83,7 +83,10 @@ def descend(
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(list(parameters), clip)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise NonFiniteError(f"loss {float(loss.detach()):g}, gradient norm {float(norm):g}")
+        raise NonFiniteError(
+            f"loss {float(loss.detach()):g}, gradient norm {float(norm):g}",
+            here=not torch.isfinite(loss),
+        )
     optimizer.step()
     return torch.as_tensor(norm).detach()
 

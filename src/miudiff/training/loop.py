@@ -6,7 +6,10 @@ last state. Under torchrun every process runs this loop on its share of each bat
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import re
 import signal
 import sys
 import time
@@ -18,11 +21,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from miudiff.checkpoints import append_json, find_states, load_state, save_state
-from miudiff.errors import ConfigError, NonFiniteError
+from miudiff.device import enough_memory
+from miudiff.errors import ConfigError, MiudiffError, NonFiniteError, PeerError
 from miudiff.images import write_bytes
 from miudiff.training.learner import Learner
 
@@ -67,10 +72,13 @@ def train(
 ) -> int:
     """Run `learner` from its last state in `folder` to `config.steps`; returns the step reached.
 
-    Ctrl-C (or SIGTERM) finishes the step, writes a state and raises KeyboardInterrupt.
+    Ctrl-C (or SIGTERM) finishes the step, writes a state and raises KeyboardInterrupt. What stops one process stops all of them.
 
     Raises:
-        NonFiniteError: A loss or gradient is not finite; names the step and the batch's images.
+        DataError: A tile cannot be read; a state is written first.
+        DeviceError: Out of memory.
+        NonFiniteError: A loss or gradient is not finite; names the step and the images of the batch that it came from.
+        PeerError: Another process was killed, or its machine was lost.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
     if config.batch_size % world:
@@ -97,34 +105,105 @@ def train(
         pin_memory=accelerator.device.type == "cuda",
     )
     step, saved, progress = start, start, _Progress(start, config.steps, config.batch_size)
-    with _Interrupt() as interrupt:
-        for batch, names in loader:
+
+    def keep() -> None:
+        nonlocal saved
+        if step != saved:
+            _on_main(accelerator, lambda: save_state(folder, step, learner.parts()))
+        saved = step
+
+    with _Interrupt() as interrupt, _peers(world):
+        batches = iter(loader)
+        while step < config.steps:
+            batch, names, unread = _next(batches)
+            if failures := _failures(accelerator, unread):
+                keep()
+                raise failures[0]
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            try:
-                logs = learner.step(batch, step)
-            except NonFiniteError as error:
-                raise NonFiniteError(
-                    f"step {step}: {error}; the batch's images: {', '.join(names)}; look at them, or go on with a lower learning rate (score.optimizer.lr, mi.optimizer.lr)"
-                ) from error
+            logs, wrong = _step(learner, batch, names, step)
+            if failures := _failures(accelerator, wrong):
+                raise _of_all(step, failures)
             step += 1
             if step % config.log_every == 0 or step == config.steps:
                 line = _mean_over_processes(accelerator, logs)
+                record = {"step": step, **line, "images_per_second": progress.rate(step)}
+                _on_main(accelerator, functools.partial(append_json, folder / "metrics.jsonl", record))
                 if accelerator.is_main_process:
-                    append_json(
-                        folder / "metrics.jsonl",
-                        {"step": step, **line, "images_per_second": progress.rate(step)},
-                    )
                     say(progress.line(step, line))
             stop = _any_process(accelerator, interrupt.asked)
             if step % config.save_every == 0 or step == config.steps or stop:
-                accelerator.wait_for_everyone()
-                if accelerator.is_main_process and step != saved:
-                    save_state(folder, step, learner.parts())
-                saved = step
-                accelerator.wait_for_everyone()
+                keep()
             if stop:
                 raise KeyboardInterrupt
     return step
+
+
+@contextlib.contextmanager
+def _peers(world: int) -> Iterator[None]:
+    """Tells a connection to another process that broke from a mistake of our own; gloo and NCCL have no error class for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world > 1 and re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
+            raise PeerError(
+                "another process of this run ended, so this one cannot go on; the other's lines say why, and the same command goes on from the last state"
+            ) from error
+        raise
+
+
+def _next(batches: Iterator[Batch]) -> tuple[dict[str, Tensor], list[str], MiudiffError | None]:
+    """The next batch with its names, or why there is none."""
+    try:
+        return *next(batches), None
+    except MiudiffError as error:
+        # From a process that reads tiles it comes with that process's traceback before it.
+        told = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2]
+        return {}, [], type(error)(told.strip())
+
+
+def _step(
+    learner: Learner, batch: Mapping[str, Tensor], names: list[str], step: int
+) -> tuple[Mapping[str, Tensor], NonFiniteError | None]:
+    """The step's logs, or why it was not taken, with the names of this process's images."""
+    sizes = " x ".join(str(n) for n in next(iter(batch.values())).shape)
+    memory = enough_memory(
+        f"step {step}, images {sizes} on a process",
+        "spread the batch over more processes, or take a lower batch_size or data.size with another out=",
+    )
+    try:
+        with memory:
+            return learner.step(batch, step), None
+    except NonFiniteError as error:
+        return {}, NonFiniteError(f"{error}; the batch's images: {', '.join(names)}", error.here)
+
+
+def _failures(accelerator: Accelerator, own: MiudiffError | None) -> list[MiudiffError]:
+    """What failed, on whichever process; the same on all, so that none waits for one that has stopped."""
+    if not _any_process(accelerator, own is not None):
+        return []
+    everybodys = gather_object([own]) if accelerator.num_processes > 1 else [own]
+    return [failure for failure in everybodys if failure is not None]
+
+
+def _on_main(accelerator: Accelerator, write: Callable[[], object]) -> None:
+    """Write on the first process; the others wait for it, and stop with it if it cannot."""
+    unwritten = None
+    try:
+        if accelerator.is_main_process:
+            write()
+    except MiudiffError as error:
+        unwritten = error
+    if failures := _failures(accelerator, unwritten):
+        raise failures[0]
+
+
+def _of_all(step: int, failures: Sequence[MiudiffError]) -> NonFiniteError:
+    """One error of what the processes met: gradients are summed over them, so a NaN of one is everybody's, but its loss is its own."""
+    own = [f for f in failures if isinstance(f, NonFiniteError) and f.here] or failures
+    told = "; ".join(str(failure) for failure in own)
+    return NonFiniteError(
+        f"step {step}: {told}; look at them, or go on with a lower learning rate (the task's optimizer.lr)"
+    )
 
 
 def _check_same_start(accelerator: Accelerator, start: int, folder: Path) -> None:

@@ -1,0 +1,154 @@
+"""Where tissue, cells and positive cells are: thresholds of colour deconvolution, a watershed, no network.
+
+    cell      beyond Otsu's threshold in DAB, or in the hematoxylin above that of the surroundings
+    index     cells whose mean DAB is above WEAK / cells                                    (Ki-67 index)
+    H-score   100 · (share above WEAK + share above MODERATE + share above STRONG)          (0 to 300)
+
+Both scores are of cells found in the picture alone; `docs/metrics.md` says how far they are from hand-drawn
+nuclei. The index means something for a nuclear marker only. The unit of length is the nucleus, `diameter`
+pixels across, because only the caller can know the scale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.feature import peak_local_max
+from skimage.filters import threshold_otsu
+from skimage.segmentation import watershed
+
+from miudiff.images import Pixels
+from miudiff.stains import (
+    Floats,
+    background_light,
+    optical_density,
+    rgb_from_hdab,
+    rgb_from_he,
+    separate_stains,
+)
+
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.int32]
+
+NUCLEUS = 8.0  # µm across
+CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
+# Densities between which Otsu's threshold may lie. Hematoxylin: fainter is the noise of glass, denser is stain
+# even in a tile that is nothing else. DAB: fainter is its veil on stroma, and what a score calls weak is a cell.
+HEMATOXYLIN_BOUNDS, DAB_BOUNDS = (0.03, 0.6), (0.1, 0.2)
+GLASS = 150.0  # grey level of the darkest glass
+WEAK, MODERATE, STRONG = 0.2, 0.4, 0.6  # mean DAB density of a cell, QuPath's default classes
+AROUND = 10.0  # nuclei across: the square that a pixel's surroundings are the mean of
+TISSUE = 0.05  # mean optical density of the three colours, above that of the glass
+
+
+class Positivity(NamedTuple):
+    """How many cells an IHC image has, which share is positive, and how much; NaN where there are no cells."""
+
+    cells: int
+    positive: float
+    h_score: float
+
+
+def tissue_mask(image: Pixels) -> Mask:
+    """Tissue of uint8 [H, W, 3], bool [H, W]: what is darker than the image's own glass.
+
+    The glass may be grey or cream. In a tile without any the palest tissue passes for it.
+    """
+    density = optical_density(image, _light(image)).mean(axis=-1)
+    return np.asarray(ndimage.gaussian_filter(density, 2) > TISSUE)
+
+
+def cell_mask(image: Pixels, diameter: float = CELL) -> Mask:
+    """Stained cells of a uint8 [H, W, 3] IHC image, bool [H, W]: beyond Otsu in DAB or in hematoxylin.
+
+    Dark DAB leaks into the hematoxylin channel and would set the bar too high for pale blue nuclei: the
+    threshold of hematoxylin is that of the pixels away from DAB, and stroma is often bluish: what counts is
+    the hematoxylin above that of the surroundings. Specks and pinholes are undone. In a pale section the mask
+    hangs on few grey levels: give the IOD without a mask beside the one with it.
+
+    Args:
+        diameter: Pixels across a nucleus; a speck or pinhole is less than a quarter of its area.
+    """
+    amounts = separate_stains(image, rgb_from_hdab, _light(image))
+    hematoxylin, dab = (_smooth(amounts[..., stain], diameter) for stain in (0, 1))
+    brown = dab > _otsu(dab, DAB_BOUNDS)
+    away = ~ndimage.binary_dilation(brown, iterations=max(round(diameter / 8), 1))
+    if not away.any():
+        return _clean(brown, diameter)
+    above = hematoxylin - _surroundings(hematoxylin, away, AROUND * diameter)
+    return _clean(brown | (above > _otsu(above[away].clip(0))), diameter)
+
+
+def nuclei_of_he(image: Pixels, diameter: float = CELL) -> Mask:
+    """Nuclei of a uint8 [H, W, 3] H&E image, bool [H, W]: beyond Otsu in hematoxylin."""
+    hematoxylin = _smooth(separate_stains(image, rgb_from_he, _light(image))[..., 0], diameter)
+    return _clean(hematoxylin > _otsu(hematoxylin), diameter)
+
+
+def cell_labels(image: Pixels, diameter: float = CELL) -> Labels:
+    """`cell_mask` as single cells: [H, W], 1, 2, ... and 0 beside cells."""
+    return split_cells(cell_mask(image, diameter), diameter)
+
+
+def split_cells(mask: Mask, diameter: float = CELL) -> Labels:
+    """A mask split by a watershed of the distance to its border: [H, W], 1, 2, ... and 0 beside cells.
+
+    The split decides how many cells there are, not which pixels belong to one: IOD is the same with and
+    without it.
+    """
+    # What lies outside of the image counts as no cell: else an image that is all cell has no border at all.
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    distance = ndimage.gaussian_filter(distance, diameter / 16) * mask
+    islands, _ = ndimage.label(mask)
+    apart = max(round(diameter / 2), 1)
+    peaks = peak_local_max(distance, min_distance=apart, labels=islands, exclude_border=False)
+    seeds = np.zeros(mask.shape, np.int32)
+    seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    return np.asarray(watershed(-distance, seeds, mask=mask), dtype=np.int32)
+
+
+def positivity(image: Pixels, labels: Labels) -> Positivity:
+    """Share of positive cells and H-score of a uint8 [H, W, 3] IHC image with the cells `labels` [H, W]."""
+    cells = int(labels.max())
+    if not cells:
+        return Positivity(0, float("nan"), float("nan"))
+    dab = np.clip(separate_stains(image, rgb_from_hdab, _light(image))[..., 1], 0, None)
+    means = np.asarray(ndimage.mean(dab, labels, np.arange(1, cells + 1)))
+    above = [float((means > bound).mean()) for bound in (WEAK, MODERATE, STRONG)]
+    return Positivity(cells, above[0], 100 * sum(above))
+
+
+def _light(image: Pixels) -> Floats:
+    # Glass is grey in many scans; but what is darker than GLASS is stain, even where all of the tile is.
+    return np.maximum(background_light(image), GLASS)
+
+
+def _smooth(amount: Floats, diameter: float) -> Floats:
+    return np.asarray(ndimage.gaussian_filter(np.clip(amount, 0, None), diameter / 16))
+
+
+def _surroundings(amount: Floats, where: Mask, side: float) -> Floats:
+    """Mean over a square of `side` pixels around each pixel, of the pixels of `where` alone."""
+    # A box costs the same for every size; a Gaussian of such a width would take most of the time.
+    size = max(round(side), 1)
+    weight = ndimage.uniform_filter(where.astype(np.float64), size)
+    return np.asarray(ndimage.uniform_filter(amount * where, size) / np.maximum(weight, 1e-6))
+
+
+def _otsu(amount: Floats, bounds: tuple[float, float] = HEMATOXYLIN_BOUNDS) -> float:
+    return float(np.clip(threshold_otsu(amount), *bounds))
+
+
+def _clean(mask: Mask, diameter: float) -> Mask:
+    speck = np.pi * diameter**2 / 16
+    return ~_without_specks(~_without_specks(mask, speck), speck)
+
+
+def _without_specks(mask: Mask, area: float) -> Mask:
+    labels, _ = ndimage.label(mask)
+    keep = np.bincount(labels.ravel()) >= area
+    keep[0] = False
+    return np.asarray(keep[labels])

@@ -1,0 +1,168 @@
+"""Every system by its name: its settings, its presets, and how a translator is made of a loaded model.
+
+A new method is a file beside this one, a line in `SYSTEMS` and one in `build`. The generators' systems (CUT, FastCUT, ASP) have no
+settings once they are trained: their model says which they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from miudiff.checkpoints import read_json
+from miudiff.config import Strict, override, parse
+from miudiff.device import Placement
+from miudiff.errors import ConfigError
+from miudiff.methods import egsde, ilvr, sdedit
+from miudiff.methods.egsde import EGSDE, EGSDEConfig
+from miudiff.methods.generator import GeneratorModel, GeneratorTranslator, load_generator_model
+from miudiff.methods.ilvr import ILVR, ILVRConfig
+from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
+from miudiff.methods.model import SHIPPED, Model, load_model, model_folder
+from miudiff.methods.presets import PRESETS
+from miudiff.methods.sdedit import ReverseConfig, SDEdit, SDEditConfig
+
+
+class System(NamedTuple):
+    """A diffusion system's settings; the first of its presets is the one taken where none is named."""
+
+    config: type[Strict]
+    presets: Mapping[str, Strict]
+
+    @property
+    def usual(self) -> str:
+        """The preset that is taken where none is named."""
+        return next(iter(self.presets))
+
+
+SYSTEMS: Mapping[str, System] = {
+    "miu-diff": System(MIUDiffConfig, PRESETS),
+    "sdedit": System(SDEditConfig, sdedit.PRESETS),
+    "ilvr": System(ILVRConfig, ilvr.PRESETS),
+    "egsde": System(EGSDEConfig, egsde.PRESETS),
+}
+GENERATORS = ("cut", "fastcut", "asp")
+Translating = MIUDiff | SDEdit | ILVR | EGSDE | GeneratorTranslator
+
+
+def configure(method: str, preset: str | None = None, changes: Sequence[str] = ()) -> Strict:
+    """A system's preset with `key=value` changes.
+
+    Raises:
+        ConfigError: No such system or preset, or a change that does not fit.
+    """
+    if method not in SYSTEMS:
+        raise ConfigError(f"method '{method}': expected one of {', '.join(SYSTEMS)}")
+    system = SYSTEMS[method]
+    preset = preset or system.usual
+    if preset not in system.presets:
+        near = get_close_matches(preset, system.presets, 1)
+        meant = f'; did you mean "{near[0]}"?' if near else ""
+        raise ConfigError(f"preset '{preset}': {method} has {', '.join(system.presets)}{meant}")
+    return changed(system.presets[preset], changes, f"preset {preset}")
+
+
+def changed(config: Strict, changes: Sequence[str], where: str = "the settings") -> Strict:
+    """Settings with `key=value` changes.
+
+    Raises:
+        ConfigError: A change that does not fit.
+    """
+    return parse(type(config), override(config.model_dump(mode="json"), changes), where)
+
+
+def load_any(name: str | Path = SHIPPED, placement: Placement | None = None) -> Model | GeneratorModel:
+    """A model folder of either kind.
+
+    Raises:
+        CheckpointError: Missing or damaged files, or weights that do not fit their configuration.
+    """
+    index = read_json(model_folder(name) / "model_index.json")
+    return load_generator_model(name, placement) if "generator" in index else load_model(name, placement)
+
+
+def build(
+    config: Strict | None, model: Model | GeneratorModel, marker: str | None, placement: Placement
+) -> Translating:
+    """The translator of a system's settings on a model; None for a generator, which has none.
+
+    Raises:
+        ConfigError: Settings that the model cannot follow, or a marker that it does not have.
+    """
+    if isinstance(model, GeneratorModel):
+        if config is not None:
+            raise ConfigError(
+                f"'{model.card.name}' is a model of {model.method}: it takes no other method's settings"
+            )
+        return GeneratorTranslator(model.generator, placement)
+    score, tone = model.for_marker(marker), model.tone(marker)
+    match config:
+        case MIUDiffConfig():
+            check_fit(model, config)
+            return MIUDiff(score, model.estimator, config, placement, tone)
+        case EGSDEConfig():
+            check_reverse(model, config)
+            return EGSDE(score, model.classifier, config, placement, tone)
+        case SDEditConfig():
+            check_reverse(model, config)
+            return SDEdit(score, config, placement, tone)
+        case ILVRConfig():
+            return ILVR(score, config, placement)
+        case _:
+            raise ConfigError(
+                f"'{model.card.name}' is a diffusion model: expected the settings of one of {', '.join(SYSTEMS)}"
+            )
+
+
+def method_of(config: Strict | None) -> str:
+    """The name of the system that these settings are of."""
+    return next(name for name, system in SYSTEMS.items() if type(config) is system.config)
+
+
+def steps_of(translator: Translating) -> int:
+    """How many reverse steps a tile takes; 1 for a generator."""
+    if isinstance(translator, GeneratorTranslator):
+        return 1
+    walks = translator.config.repeats if isinstance(translator, SDEdit | EGSDE) else 1
+    return walks * len(translator.reverse.sde)
+
+
+def check_reverse(model: Model, config: ReverseConfig, key: str = "") -> None:
+    """Refuse a reverse process that the model cannot walk; `key` is where it stands in the settings.
+
+    Raises:
+        ConfigError: It begins beyond the chain, or takes a variance that was not learned.
+    """
+    name, score = model.card.name, model.score
+    if config.start > len(score.sde):
+        raise ConfigError(
+            f"{key}start: found {config.start}, expected at most {len(score.sde)}, the steps that the model '{name}' knows"
+        )
+    if config.variance == "learned" and not score.learned_variance:
+        raise ConfigError(f"{key}variance: found learned, but the model '{name}' has not learned it")
+
+
+def check_fit(model: Model, config: MIUDiffConfig) -> None:
+    """Refuse settings of MIU-Diff that the model cannot follow.
+
+    Raises:
+        ConfigError: As its message says.
+    """
+    name, score, estimator = model.card.name, model.score, model.estimator
+    guided = config.guidance.scale > 0 and config.energy.guidance != "none"
+    if guided and estimator is None:
+        raise ConfigError(
+            f"the model '{name}' has no MI estimator, so it cannot be guided; give it energy.guidance=none"
+        )
+    if guided and estimator is not None and model.card.tile < 2 * estimator.config.patch:
+        raise ConfigError(
+            f"the model '{name}' has tiles of {model.card.tile}, expected at least two patches of {estimator.config.patch} a side"
+        )
+    check_reverse(model, config.reverse, "reverse.")
+    taps, blocks = config.refinement.taps, score.encoder_blocks
+    if taps is not None and not (taps and min(taps) >= 0 and max(taps) < blocks):
+        raise ConfigError(
+            f"refinement.taps: found {list(taps)}, expected blocks of the model's encoder, 0 to {blocks - 1}"
+        )

@@ -1,0 +1,52 @@
+"""Where an H&E image shows glass and no tissue: there is nothing there to stain.
+
+A network that was trained on tissue paints some on an empty field, along the blocks of a JPEG perhaps. Glass is bright or grey, without
+colour, flat, and wider than the gaps within tissue. Each pixel is judged by its surroundings alone, so a tile of a slide gets the
+glass that the whole slide would give it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from miudiff.images import LUMA, Pixels
+
+WIDTH = 12.0  # micrometres: what is narrower may be a gap within tissue
+# Bounds of luma, of the largest difference of two colours, and of luma's spread in the surroundings, each of 0 to 1. Scanners
+# differ in the grey of their glass: a darker one has to be flatter and greyer to be no tissue.
+BRIGHT, GREY = (0.75, 0.09, 0.03), (0.4, 0.05, 0.02)
+
+
+def glass(image: Pixels, mpp: float | None) -> NDArray[np.float32]:
+    """How much each pixel of an H&E image is glass, [H, W] in [0, 1]; it rises over a few pixels, inside the glass.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mpp: Its micrometres per pixel; None takes a pixel as one.
+    """
+    radius = max(2.0, 0.5 * WIDTH / (mpp or 1.0))
+    levels = np.asarray(image, np.float32) / 255
+    smooth = np.stack([ndimage.gaussian_filter(levels[..., c], radius / 6) for c in range(3)], axis=-1)
+    luma = smooth @ np.array(LUMA, np.float32)
+    chroma = smooth.max(-1) - smooth.min(-1)
+    mean, square = (ndimage.gaussian_filter(power, radius / 2) for power in (luma, luma**2))
+    spread = np.sqrt(np.maximum(square - mean**2, 0))
+    found = np.zeros(luma.shape, bool)
+    for least, colour, rough in (BRIGHT, GREY):
+        found |= (luma > least) & (chroma < colour) & (spread < rough)
+    wide = _opened(found, radius)
+    return np.clip(2 * ndimage.gaussian_filter(wide.astype(np.float32), radius / 3) - 1, 0, 1)
+
+
+def _opened(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+    """What a disc of `radius` can cover without leaving the mask; beyond the image the mask goes on as at its border."""
+    margin = int(np.ceil(2 * radius))
+    wide = np.pad(mask, margin, mode="edge")
+    # Both transforms give 0 everywhere for a mask without a border, so all and nothing are told apart first.
+    core = ndimage.distance_transform_edt(wide) > radius if not wide.all() else wide
+    if not core.any():
+        return np.zeros_like(mask)
+    reached = ndimage.distance_transform_edt(~core) <= radius
+    return np.asarray(reached[margin:-margin, margin:-margin])

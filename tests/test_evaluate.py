@@ -1,0 +1,316 @@
+"""`miudiff evaluate` as a user meets it: files, numbers, and one line and exit code 2 for what is wrong."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sewar.full_ref import vifp
+from skimage.data import immunohistochemistry
+from skimage.metrics import peak_signal_noise_ratio
+
+from miudiff.checkpoints import save_weights
+from miudiff.cli import main
+from miudiff.evaluation.evaluate import Settings, evaluate_folders
+from miudiff.evaluation.panel import MEASURES
+from miudiff.evaluation.report import BANNER
+from miudiff.evaluation.stain import integrated_optical_density
+from miudiff.images import resize, write_image
+
+NAMES = ("s1_a", "s1_b", "s2_c")
+
+
+def evaluate(*words):
+    """The exit code of `miudiff evaluate` in one process."""
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", *[str(word) for word in words], "--workers", "1"])
+    return left.value.code
+
+
+@pytest.fixture
+def images():
+    """Pieces of scikit-image's IHC picture by folder and name, [64, 80, 3]."""
+    picture = np.asarray(immunohistochemistry())
+    return {
+        folder: {
+            name: np.ascontiguousarray(picture[90 * row : 90 * row + 64, 120 * column : 120 * column + 80])
+            for row, name in enumerate(NAMES)
+        }
+        for column, folder in enumerate("GRS")
+    }
+
+
+@pytest.fixture
+def folders(tmp_path, images, monkeypatch):
+    """Folders G, R and S in the working folder; one image of R is a JPEG that is called .png."""
+    monkeypatch.chdir(tmp_path)
+    for folder, content in images.items():
+        for name, image in content.items():
+            write_image(tmp_path / folder / f"{name}.png", image)
+    Image.fromarray(images["R"]["s1_b"]).save(tmp_path / "R" / "s1_b.png", "JPEG", quality=95)
+    return tmp_path
+
+
+def read(path):
+    """Strict JSON: no NaN, no Infinity."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_the_means_are_those_of_independent_programs(folders):
+    assert evaluate("G", "R", "--source", "S", "--json", "scores.json") == 0
+    result = read(folders / "scores.json")
+    files = [[pixels(folders / folder / f"{name}.png") for folder in "GRS"] for name in NAMES]
+    expected = {
+        "psnr_real": np.mean([peak_signal_noise_ratio(r, g, data_range=255) for g, r, _ in files]),
+        "psnr_source": np.mean([peak_signal_noise_ratio(s, g, data_range=255) for g, _, s in files]),
+        "vif_source": np.mean([vifp(s, g) for g, _, s in files]),
+        "vif_real": np.mean([vifp(r, g) for g, r, _ in files]),
+        "hist_rgb256": np.mean([hist(g, r) for g, r, _ in files]),
+        "iod_sum_1e7": sum(iod(g) - iod(r) for g, r, _ in files) / 1e7,
+    }
+    for key, value in expected.items():
+        assert result["mean"][key] == pytest.approx(value, rel=1e-6), key
+    assert result["counts"] == {"generated": 3, "reference": 3, "source": 3, "scored": 3, "problems": 0}
+    assert set(result["mean"]) == set(result["interval"]) == set(result["measures"])
+    assert result["interval"]["vif_source"]["n"] == 3
+    assert not (folders / "evaluation").exists()
+
+
+def hist(image, reference):
+    pairs = [
+        [np.histogram(pixels[..., channel], 256, (0, 256))[0] for pixels in (image, reference)]
+        for channel in range(3)
+    ]
+    return np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])
+
+
+def iod(image):
+    return integrated_optical_density(resize(image, round(1024 * 64 / 80), 1024))
+
+
+def test_every_file_is_written_and_agrees(folders, capsys):
+    (folders / "G" / "translation.json").write_text("{}")
+    assert evaluate("G", "R", "--source", "S", "--nucleus", "12", "--tissue-only", "--out", "o") == 0
+    printed = capsys.readouterr()
+    assert not printed.err
+    result = read(folders / "o" / "scores.json")
+    with (folders / "o" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(NAMES)
+    for key in ("vif_source", "ki67_index_real", "hist_lab256_tissue", "iod_generated_cells"):
+        values = [float(row[key]) for row in rows]
+        assert result["mean"][key] == pytest.approx(np.mean(values))
+        assert [image[key] for image in result["images"]] == pytest.approx(values)
+    markdown, page = ((folders / "o" / name).read_text() for name in ("scores.md", "report.html"))
+    for text in (markdown, page):
+        assert BANNER in text
+        assert "3 images scored, all that the folders hold" in text
+        assert "translation.json" in text
+        assert all(key in text for key in result["mean"])
+    assert f"{result['mean']['vif_source']:.4g}" in printed.out
+    titles = re.findall(r"<h2>(Worst|Best) cases</h2>", page)
+    assert titles == ["Worst", "Best"]
+    assert sum(name in page for name in NAMES) == 3
+
+
+def test_names_match_whatever_the_endings(folders, images):
+    (folders / "G" / "s1_a.png").unlink()
+    write_image(folders / "G" / "s1_a.ome.tif", images["G"]["s1_a"])
+    (folders / "R" / "s2_c.png").rename(folders / "R" / "s2_c.JPG")
+    assert evaluate("G", "R", "--json", "scores.json") == 0
+    assert [image["name"] for image in read(folders / "scores.json")["images"]] == list(NAMES)
+
+
+def test_a_folder_beside_itself_has_no_infinity_in_its_json(folders):
+    assert evaluate("R", "R", "--source", "R", "--json", "scores.json") == 0
+    result = read(folders / "scores.json")
+    assert result["mean"]["psnr_real"] is None
+    assert result["interval"]["psnr_real"] == {"low": None, "high": None, "n": 0, "left_out": 3}
+    assert result["mean"]["vif_source"] == result["mean"]["vif_real"] == pytest.approx(1)
+    assert result["mean"]["iod_sum_1e7"] == 0
+    assert result["mean"]["hist_rgb256"] == pytest.approx(1)
+
+
+def test_without_a_scale_cells_are_left_out_and_that_is_said(folders, capsys):
+    assert evaluate("G", "R", "--json", "scores.json") == 0
+    assert not [key for key in read(folders / "scores.json")["mean"] if "cells" in key or "ki67" in key]
+    assert "give --mpp" in capsys.readouterr().out
+
+
+def test_micrometres_and_pixels_state_one_nucleus():
+    assert Settings(mpp=0.5).diameter() == Settings(nucleus=16).diameter() == 16
+    assert Settings().diameter() is None
+
+
+def break_missing(root, images):
+    (root / "R" / "s1_a.png").unlink()
+
+
+def break_left_over(root, images):
+    write_image(root / "S" / "more.png", images["S"]["s1_a"])
+
+
+def break_size(root, images):
+    write_image(root / "S" / "s1_a.png", images["S"]["s1_a"][:50])
+
+
+def break_unreadable(root, images):
+    whole = (root / "G" / "s1_a.png").read_bytes()
+    (root / "G" / "s1_a.png").write_bytes(whole[: len(whole) // 2])
+
+
+def break_text(root, images):
+    (root / "G" / "s1_a.png").write_text("no image")
+
+
+def break_grey(root, images):
+    Image.fromarray(images["R"]["s1_a"][..., 0]).save(root / "R" / "s1_a.png")
+
+
+def break_twice(root, images):
+    write_image(root / "G" / "s1_a.jpg", images["G"]["s1_a"])
+
+
+def break_small(root, images):
+    for folder in "GRS":
+        write_image(root / folder / "s1_a.png", images[folder]["s1_a"][:40])
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "line"),
+    [
+        (break_missing, "unmatched", r"s1_a\.png: has no partner in R, expected s1_a with"),
+        (break_left_over, "unmatched", r"more\.png: has no partner in G"),
+        (break_size, "size", r"S.s1_a\.png: 80 x 50 pixels, but G.s1_a\.png has 80 x 64, expected one size"),
+        (break_unreadable, "unreadable", r"G.s1_a\.png: damaged or cut off"),
+        (break_text, "unreadable", r"G.s1_a\.png: is not an image"),
+        (break_grey, "unreadable", r"R.s1_a\.png: a grey image \(L\), expected RGB"),
+        (break_twice, "ambiguous", r"G: s1_a\.jpg and s1_a\.png share one name"),
+        (break_small, "size", r"G.s1_a\.png: 80 x 40 pixels, expected at least 41 a side"),
+    ],
+)
+def test_a_problem_is_named_and_counted_and_nothing_is_scored(folders, images, capsys, damage, kind, line):
+    damage(folders, images)
+    (folders / "scores.json").write_text('{"mean": {"vif_source": 1}}')  # an earlier run's
+    assert evaluate("G", "R", "--source", "S", "--json", "scores.json", "--out", "o") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.search(line, each) for each in lines), lines
+    assert all(each.startswith("miudiff: ") for each in lines)
+    assert "nothing was scored" in lines[-1]
+    assert kind in lines[-1]
+    result = read(folders / "scores.json")
+    assert result["mean"] is None
+    assert result["counts"]["problems"] == len(result["problems"]) == len(lines) - 1
+    assert result["problems"][0]["kind"] == kind
+    assert not (folders / "o").exists()
+
+
+def test_all_problems_are_told_at_once(folders, images, capsys):
+    break_text(folders, images)
+    (folders / "R" / "s1_b.png").unlink()
+    write_image(folders / "R" / "s2_c.png", images["R"]["s2_c"][:50])
+    assert evaluate("G", "R", "--out", "o") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert "3 problems (1 unmatched, 1 unreadable, 1 size)" in lines[-1]
+
+
+def test_the_rest_is_scored_on_request_and_never_as_if_it_were_all(folders, images, capsys):
+    break_text(folders, images)
+    assert evaluate("G", "R", "--skip-bad", "--json", "scores.json", "--out", "o") == 3
+    assert "only the other 2 images were scored" in capsys.readouterr().err
+    result = read(folders / "scores.json")
+    assert result["counts"] == {"generated": 3, "reference": 3, "scored": 2, "problems": 1}
+    assert [image["name"] for image in result["images"]] == ["s1_b", "s2_c"]
+    for name in ("scores.md", "report.html"):
+        text = (folders / "o" / name).read_text()
+        assert "1 names NOT scored" in text
+        assert "is not an image" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["empty", "R"], "empty: no images in it"),
+        (["G", "nowhere"], "nowhere: no such folder"),
+        (["G", "R", "--mpp", "0.5", "--nucleus", "16"], "give one"),
+        (["G", "R", "--mpp", "0"], "--mpp 0: expected a number above 0"),
+        (["G", "R", "--nucleus", "-3"], "--nucleus -3"),
+        (["G", "R", "--encoder", "none.pth"], "none.pth: no such file"),
+        (["G", "R", "--features", "none.npy", "none.npy"], "none.npy: cannot be read"),
+        (["G", "R", "--features", "a.npy", "b.npy"], "a.npy (3) and b.npy (4): two lengths"),
+        (["G", "R", "--slide-pattern", "("], "is no regular expression"),
+        (["G", "R", "--slide-pattern", "s1"], "has no group"),
+        (["G", "R", "--slide-pattern", "(?P<slide>s1)"], "finds no slide in s2_c"),
+    ],
+)
+def test_a_wrong_word_is_one_line(folders, capsys, words, message):
+    (folders / "empty").mkdir()
+    np.save(folders / "a.npy", np.zeros((3, 3)))
+    np.save(folders / "b.npy", np.zeros((3, 4)))
+    assert evaluate(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_slide_pattern_draws_slides(folders):
+    assert evaluate("G", "R", "--slide-pattern", "(?P<slide>s[0-9])", "--json", "scores.json") == 0
+    result = read(folders / "scores.json")
+    values = [image["vif_real"] for image in result["images"]]
+    found = result["interval"]["vif_real"]
+    assert sorted([found["low"], found["high"]]) == pytest.approx(sorted([np.mean(values[:2]), values[2]]))
+    assert "the 2 slides" in " ".join(result["notes"])
+
+
+def test_features_give_distances_with_a_warning(folders):
+    random = np.random.default_rng(0)
+    np.save(folders / "g.npy", random.normal(size=(20, 4)))
+    np.save(folders / "r.npy", random.normal(size=(20, 4)) + 3)
+    assert evaluate("G", "R", "--features", "g.npy", "r.npy", "--json", "scores.json") == 0
+    result = read(folders / "scores.json")
+    assert result["mean"]["fid_features_real"] == pytest.approx(36, rel=0.3)
+    assert result["mean"]["kid_features_real_1e3"] > 1000
+    notes = " ".join(result["notes"])
+    assert "below 500" in notes
+    assert "20 generated and 20 true images, not of those scored" in notes
+
+
+def test_an_encoder_gives_distances(folders):
+    width = 64
+    shapes = {
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 5, width),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    save_weights(folders / "vit.safetensors", {name: torch.randn(shape) for name, shape in shapes.items()})
+    assert evaluate("G", "G", "--encoder", "vit.safetensors", "--device", "cpu", "--json", "scores.json") == 0
+    assert read(folders / "scores.json")["mean"]["fid_vit_real"] == pytest.approx(0, abs=1e-6)
+
+
+def test_several_processes_give_what_one_gives(folders):
+    found = [
+        evaluate_folders(folders / "G", folders / "R", settings=Settings(workers=workers)).scores
+        for workers in (1, 2)
+    ]
+    assert repr(found[0]) == repr(found[1])  # NaN equals nothing
+
+
+def test_the_documentation_explains_every_key():
+    text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    endings = ("", "_native", "_cells", "_real_cells", "_native_cells", "_native_real_cells", "_tissue")
+    missing = [key for key in MEASURES if not any(f"`{key.removesuffix(end)}`" in text for end in endings)]
+    assert not missing

@@ -1,0 +1,336 @@
+"""The comparison: datasets made ready, rows, and a whole run that trains, translates, scores and goes on."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+from miudiff.config import to_yaml
+from miudiff.data.twin import at_scale, twin_region
+from miudiff.errors import ConfigError, DataError
+from miudiff.images import list_images, read_image, write_image
+from miudiff.methods.presets import ABLATIONS
+from miudiff.reproduce import Options, reproduce
+from miudiff.reproduce.budget import load_budget
+from miudiff.reproduce.cases import Source, parse_source, prepare
+from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
+from miudiff.reproduce.rows import COMPARED, TABLES, rows_of
+from miudiff.reproduce.tables import _cell as cell
+from miudiff.reproduce.tables import score_once
+from miudiff.reproduce.training import run_config
+from miudiff.runs import RunConfig
+
+NETWORK = {"size": 32, "channels": [16, 32], "attention": [16], "head_channels": 8, "groups": 8}
+TINY = {
+    "description": "tiny",
+    "side": 64,
+    "images": 1,
+    "seeds": 2,
+    "reverse_steps": 3,
+    "score": {"steps": 2, "batch_size": 1, "tile": 32, "settings": {"network": NETWORK, "ema": 0.9}},
+    "mi": {
+        "steps": 2,
+        "batch_size": 1,
+        "tile": 64,
+        "settings": {"estimator": {"channels": [8, 8], "patch": 16}},
+    },
+    "classifier": {
+        "steps": 2,
+        "batch_size": 1,
+        "tile": 32,
+        "settings": {"network": {**NETWORK, "layers": 1}},
+    },
+    "cut": {
+        "steps": 2,
+        "batch_size": 1,
+        "tile": 64,
+        "settings": {
+            "generator": {"width": 4, "blocks": 2},
+            "discriminator": {"width": 4},
+            "taps": [0, 4, 8],
+        },
+    },
+    "asp": {
+        "steps": 2,
+        "batch_size": 1,
+        "tile": 64,
+        "settings": {
+            "generator": {"width": 4, "blocks": 2},
+            "discriminator": {"width": 4, "layers": 3},
+            "taps": [0, 4, 8],
+        },
+    },
+}
+
+
+def tissue(height, width, seed):
+    y, x = np.mgrid[:height, :width] / 32
+    waves = [np.sin(9 * x + k + seed) * np.cos(7 * y - k) for k in range(3)]
+    return np.round(150 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def bci(root, train=2, test=2, size=(96, 96)):
+    """A dataset in BCI's layout."""
+    for part, count in (("train", train), ("test", test)):
+        for i in range(count):
+            for k, stain in enumerate(("HE", "IHC")):
+                write_image(root / stain / part / f"{i:05d}_{part}_2+.png", tissue(*size, seed=i + 5 * k))
+    return root
+
+
+@pytest.fixture
+def budget(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def ready(root, out, mpp=0.5, side=64, most=None, split="auto"):
+    return prepare(Source("set", root, mpp), out, side, most, split, 0, lambda line: None)
+
+
+# Cases
+
+
+def test_a_dataset_is_shrunk_divided_as_its_folders_say_and_its_scale_follows(tmp_path):
+    case = ready(bci(tmp_path / "bci", size=(256, 200)), tmp_path / "out", side=128)
+    assert (case.train, case.test, case.paired) == ((2, 2), ("00000_test_2+", "00001_test_2+"), True)
+    assert case.mpp == pytest.approx(1.0)  # 256 pixels of 0.5 um became 128
+    shapes = [image.shape for image in case.read("HE")]
+    assert shapes == [(128, 96, 3)] * 2  # 200 became 100, cut to a multiple of 32
+    assert any("official split" in note for note in case.notes)
+
+
+def test_a_dataset_that_is_ready_is_not_made_again(tmp_path):
+    root = bci(tmp_path / "bci")
+    first = ready(root, tmp_path / "out")
+    times = {p: p.stat().st_mtime_ns for p in first.images.rglob("*.png")}
+    assert ready(root, tmp_path / "out") == first
+    assert times == {p: p.stat().st_mtime_ns for p in first.images.rglob("*.png")}
+    with pytest.raises(DataError, match="another 'side'"):
+        ready(root, tmp_path / "out", side=96)
+
+
+def test_unpaired_training_images_are_told(tmp_path):
+    root = bci(tmp_path / "bci")
+    write_image(root / "IHC" / "train" / "00009_train_2+.png", tissue(96, 96, 3))
+    case = ready(root, tmp_path / "out")
+    assert (case.paired, case.train) == (False, (2, 3))
+
+
+def test_a_scale_that_nobody_states_stays_unknown_and_is_told(tmp_path):
+    case = ready(bci(tmp_path / "bci"), tmp_path / "out", mpp=None)
+    assert case.mpp is None
+    assert any("Scale unknown" in note for note in case.notes)
+
+
+def test_images_of_two_scales_are_refused(tmp_path):
+    root = bci(tmp_path / "bci")
+    write_image(root / "IHC" / "train" / "00009_train_2+.png", tissue(192, 192, 3))
+    with pytest.raises(DataError, match="a case has one scale"):
+        ready(root, tmp_path / "out")
+
+
+def test_a_test_pair_of_two_shapes_is_refused(tmp_path):
+    root = bci(tmp_path / "bci")
+    write_image(root / "IHC" / "test" / "00000_test_2+.png", tissue(64, 96, 3))
+    with pytest.raises(DataError, match="a test pair has one size"):
+        ready(root, tmp_path / "out", side=96, mpp=None)
+
+
+def test_a_dataset_without_test_pairs_is_refused(tmp_path):
+    root = bci(tmp_path / "bci")
+    for path in list_images(root / "IHC" / "test"):
+        path.unlink()
+    with pytest.raises(DataError, match="no H&E/IHC pairs"):
+        ready(root, tmp_path / "out")
+
+
+def test_two_markers_are_two_cases(tmp_path):
+    for marker in ("HER2", "Ki67"):
+        for part in ("trainA", "trainB", "valA", "valB"):
+            write_image(tmp_path / "mist" / marker / "TrainValAB" / part / "1A1_1_1.jpg", tissue(96, 96, 1))
+    with pytest.raises(DataError, match="HER2, Ki67; one case has one marker"):
+        ready(tmp_path / "mist", tmp_path / "out")
+
+
+def test_the_twin_sets_tiles_cover_its_held_out_half(tmp_path):
+    case = prepare(parse_source("twin"), tmp_path, 256, None, "auto", 0, lambda line: None)
+    for stain, image in zip(("HE", "IHC"), twin_region("test"), strict=True):
+        assert np.array_equal(np.vstack(case.read(stain)), at_scale(image, 1.0))
+    assert (case.mpp, case.marker, case.paired) == (1.0, "FHL2", True)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("bci", "expected twin, or NAME=ROOT"), ("a/b=.", "expected twin"), ("bci=/no/such", "is no folder")],
+)
+def test_a_source_that_is_none_is_told(word, told):
+    with pytest.raises(DataError, match=told):
+        parse_source(word)
+
+
+def test_a_scale_belongs_to_the_source_of_its_name(tmp_path):
+    assert parse_source(f"b={tmp_path}", ("a=0.2", "b=0.46")).mpp == 0.46
+    assert parse_source(f"c={tmp_path}", ("a=0.2",)).mpp is None
+    with pytest.raises(DataError, match="b=x: expected NAME=number"):
+        parse_source(f"b={tmp_path}", ("b=x",))
+
+
+# Rows and what the paper says
+
+
+def test_table_1_has_every_system_and_every_ablation_once():
+    rows = rows_of("table1", "tuned", None)
+    names = [row.name for row in rows]
+    assert names[:5] == list(COMPARED)
+    assert len({row.slug for row in rows}) == len(rows)
+    assert sorted({*TABLES["table1"], *TABLES["table2"]}) == sorted(ABLATIONS)
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+@pytest.mark.parametrize("base", ["tuned", "paper"])
+def test_every_row_of_every_table_is_valid_and_the_steps_are_the_budgets(table, base):
+    for row in rows_of(table, base, 20):
+        if row.config is not None:
+            steps = getattr(row.config, "steps", None) or row.config.reverse.steps
+            assert steps == 20
+
+
+def test_a_budget_of_more_steps_does_not_lengthen_a_presets_walk():
+    tuned = next(row for row in rows_of("table2", "tuned", 200) if row.name == "MIU-Diff, tuned")
+    assert tuned.config.reverse.steps == 60
+
+
+def test_the_paper_reports_its_own_system_first_in_hist_and_iod():
+    for dataset in DATASETS:
+        rows = {name: REPORTED[dataset][name] for name in (*COMPARED, "MIU-Diff")}
+        assert max(rows, key=lambda name: rows[name].hist) == "MIU-Diff"
+        assert min(rows, key=lambda name: abs(rows[name].iod)) == "MIU-Diff"
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [("bci", "BCI HER2"), ("MIST-HER2", "MIST HER2"), ("mist_ki67", "MIST Ki67"), ("twin", None)],
+)
+def test_a_cases_name_tells_which_of_the_papers_sets_it_is(name, dataset):
+    assert reported_for(name) == dataset
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini", "paper"])
+def test_every_budget_gives_every_learner_a_run(name, tmp_path):
+    budget = load_budget(name)
+    case = ready(bci(tmp_path / "bci", size=(256, 256)), tmp_path / "out", side=256)
+    for task in ("score", "mi", "classifier", "cut", "asp"):
+        config = run_config(case, task, budget, 0, "cpu", "fp32")
+        assert isinstance(config, RunConfig)
+        assert config.data.size == budget.training(task).tile
+        assert to_yaml(config)
+
+
+def test_the_paper_budget_is_the_papers():
+    budget = load_budget("paper")
+    assert (budget.side, budget.reverse_steps, budget.score.steps, budget.score.batch_size) == (
+        256,
+        None,
+        40_000,
+        4,
+    )
+
+
+def test_an_unknown_budget_is_told():
+    with pytest.raises(ConfigError, match="mini, paper, smoke"):
+        load_budget("huge")
+
+
+# Whole runs
+
+
+def options(table, root, out, budget, **changes):
+    return Options(
+        table, (f"set={root}",), out, budget, mpp=("set=0.5",), device="cpu", precision="fp32", **changes
+    )
+
+
+def rows_in(path):
+    return [line.split("|")[1].strip() for line in path.read_text().splitlines() if line.startswith("|")]
+
+
+def test_a_table_is_made_from_nothing_and_made_again_from_what_is_there(tmp_path, budget):
+    said = []
+    asked = options("table1", bci(tmp_path / "bci"), tmp_path / "out", budget)
+    path = reproduce(asked, False, said.append)
+    names = [row.name for row in rows_of("table1", "tuned", 3)]
+    assert rows_in(path)[2 : 2 + len(names)] == names
+    values = json.loads(path.with_suffix(".json").read_text())["cases"]["set"]
+    assert all(len(seeds) == 2 for seeds in values.values())
+    assert all(math.isfinite(seeds[0]["vif_source"]) for seeds in values.values())
+    assert path.with_suffix(".html").exists()
+
+    before = path.read_bytes()
+    made = {
+        p: p.stat().st_mtime_ns
+        for p in (tmp_path / "out").rglob("*")
+        if p.suffix in (".png", ".pt") and "images" not in p.parts
+    }
+    lost = tmp_path / "out" / "set" / "results" / "egsde" / "seed1" / "00000_test_2+.png"
+    pixels = read_image(lost)
+    lost.unlink()
+    reproduce(asked, False, said.append)
+    assert np.array_equal(read_image(lost), pixels)
+    kept = [p for p in made if p != lost and p.parent != tmp_path / "out"]
+    assert all(p.stat().st_mtime_ns == made[p] for p in kept)
+    _same_but_for_seconds(before.decode(), path.read_text())
+
+
+def _same_but_for_seconds(first, second):
+    cut = lambda text: [line.rsplit("|", 2)[0] for line in text.splitlines()]  # noqa: E731
+    assert cut(first) == cut(second)
+
+
+def test_a_dataset_without_training_pairs_has_no_row_of_asp(tmp_path, budget):
+    root = bci(tmp_path / "bci")
+    write_image(root / "IHC" / "train" / "00009_train_2+.png", tissue(96, 96, 3))
+    said = []
+    path = reproduce(options("figure3", root, tmp_path / "out", budget), False, said.append)
+    assert any("no row ASP" in line for line in said)
+    assert path.name == "figure3.png"
+    assert not (tmp_path / "out" / "set" / "runs" / "asp-seed0").exists()
+
+
+def test_a_plan_tells_every_run_and_row_and_trains_nothing(tmp_path, budget):
+    said = []
+    asked = options("table2", bci(tmp_path / "bci"), tmp_path / "out", budget)
+    assert reproduce(asked, True, said.append) is None
+    text = "\n".join(said)
+    assert all(row.name in text for row in rows_of("table2", "tuned", 3))
+    assert "train score" in text
+    assert "train mi" in text
+    assert "in all about" in said[-1]
+    assert not (tmp_path / "out" / "set" / "runs").exists()
+
+
+def test_a_score_of_real_images_is_the_best(tmp_path):
+    case = ready(bci(tmp_path / "bci"), tmp_path / "out")
+    found = score_once(tmp_path / "scored", case.read("IHC"), case, 1.5)
+    assert found["psnr_real"] == math.inf
+    assert (found["vif_real"], found["hist_rgb256"]) == pytest.approx((1, 1))
+    assert (found["iod_sum_1e7"], found["iod_percent"], found["seconds"]) == (0, 0, 1.5)
+    again = score_once(tmp_path / "scored", case.read("HE"), case, 9.0)
+    assert (again["vif_real"], again["seconds"]) == (found["vif_real"], 1.5)  # read, not measured
+
+
+def test_no_seed_is_refused(tmp_path, budget):
+    with pytest.raises(ConfigError, match="seeds: found 0"):
+        reproduce(options("table1", bci(tmp_path / "bci"), tmp_path / "out", budget, seeds=0), False, print)
+
+
+def test_a_cell_is_a_mean_with_its_interval_and_of_one_seed_a_mean():
+    assert cell([0.5]) == "0.5"
+    assert cell([2.0, 2.0, 2.0]) == "2 [2, 2]"
+    assert cell([1.0, 3.0]).startswith("2 [")
