@@ -16,7 +16,7 @@ from miudiff.reproduce import Options, reproduce
 from miudiff.reproduce.budget import load_budget
 from miudiff.reproduce.cases import Source, parse_source, prepare
 from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
-from miudiff.reproduce.rows import COMPARED, TABLES, rows_of
+from miudiff.reproduce.rows import COMPARED, TABLES, chosen, rows_of
 from miudiff.reproduce.tables import _cell as cell
 from miudiff.reproduce.tables import score_once
 from miudiff.reproduce.training import run_config
@@ -197,6 +197,14 @@ def test_every_row_of_every_table_is_valid_and_the_steps_are_the_budgets(table, 
         if row.config is not None:
             steps = getattr(row.config, "steps", None) or row.config.reverse.steps
             assert steps == 20
+
+
+def test_rows_are_chosen_by_name_and_an_unknown_name_is_told():
+    rows = rows_of("table1", "tuned", None)
+    assert [row.name for row in chosen(rows, ("w/o MI", "CUT"))] == ["CUT", "w/o MI"]
+    assert chosen(rows, ()) == rows
+    with pytest.raises(ConfigError, match="--only 'GAN': no such row, expected one of CUT; ASP"):
+        chosen(rows, ("GAN",))
 
 
 def test_a_budget_of_more_steps_does_not_lengthen_a_presets_walk():

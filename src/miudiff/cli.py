@@ -28,6 +28,7 @@ app.command(data)
 app.command(model_app)
 
 Preset = Literal["paper", "tuned"]
+Words = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)]
 Method = Literal["miu-diff", "sdedit", "ilvr", "egsde", "cut", "fastcut", "asp"]
 Change = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)]
 
@@ -174,16 +175,17 @@ def calibrate(
 def reproduce(
     table: Literal["table1", "table2", "figure3"],
     *,
-    data: tuple[str, ...] = ("twin",),
+    data: Words = ("twin",),
     out: Path = Path("reproduce"),
     budget: str = "smoke",
     preset: Preset = "tuned",
     seeds: int | None = None,
-    mpp: tuple[str, ...] = (),
-    model: tuple[str, ...] = (),
+    mpp: Words = (),
+    model: Words = (),
     init: Path | None = None,
     split: Literal["auto", "official", "paper"] = "auto",
     split_seed: int = 0,
+    only: Words = (),
     plan: bool = False,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -203,6 +205,7 @@ def reproduce(
     init: A model folder whose U-Net the score models begin with.
     split: The dataset's official split, the paper's 80/10/10, or the official one where there is one.
     split_seed: Seed of the paper's split.
+    only: A row to make, by its name, as in --only CUT; may be given again. All by default.
     plan: Only say what would be trained and translated, how long it takes and how much disk.
     device: auto, cpu, cuda, cuda:N or mps.
     precision: bf16 where it is faster (auto), or as asked.
@@ -212,7 +215,20 @@ def reproduce(
 
     run_comparison(
         Options(
-            table, data, out, budget, preset, seeds, mpp, model, init, split, split_seed, device, precision
+            table,
+            data,
+            out,
+            budget,
+            preset,
+            seeds,
+            mpp,
+            model,
+            init,
+            split,
+            split_seed,
+            only,
+            device,
+            precision,
         ),
         plan,
         say,
@@ -402,7 +418,7 @@ def assemble(
 
 
 @model_app.command
-def tone(model: Path, *, marker: str, he: str, ihc: str) -> int:
+def tone(model: Path, *, marker: str, he: str, ihc: str, channel: Literal["luma", "red"] = "luma") -> int:
     """Measure the luma curve from H&E to a marker's IHC on two unpaired sets, and put it into a model folder.
 
     Parameters
@@ -411,10 +427,11 @@ def tone(model: Path, *, marker: str, he: str, ihc: str) -> int:
     marker: The marker whose curve it is.
     he: A folder of H&E images, or twin:train.
     ihc: A folder of the marker's IHC images, or twin:train.
+    channel: What of the H&E is its grey: luma, or red, in which eosin is pale.
     """
     from miudiff.methods.model import add_tone
 
-    curve = add_tone(model, marker, he, ihc)
+    curve = add_tone(model, marker, he, ihc, channel)
     say(
         "  ".join(f"{s:+.2f} -> {t:+.2f}" for s, t in list(zip(curve.source, curve.target, strict=True))[::8])
     )

@@ -31,7 +31,7 @@ from miudiff.errors import CheckpointError, ConfigError
 from miudiff.images import Pixels, list_images, read_image, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
-from miudiff.methods.tone import ToneCurve, measure_tone
+from miudiff.methods.tone import Channel, ToneCurve, measure_tone
 
 SHIPPED = "ki67-small"
 
@@ -257,7 +257,7 @@ def from_runs(
     return Model(score, estimator, card, classifier=classifier)
 
 
-def add_tone(folder: Path, marker: str, he: str, ihc: str) -> ToneCurve:
+def add_tone(folder: Path, marker: str, he: str, ihc: str, channel: Channel = "luma") -> ToneCurve:
     """Measure a marker's curve on images of `he` and `ihc` (folders, or "twin:train") and write it into the card.
 
     Raises:
@@ -269,7 +269,7 @@ def add_tone(folder: Path, marker: str, he: str, ihc: str) -> ToneCurve:
     markers = _card(index, path).markers
     if marker not in markers:
         raise ConfigError(f"marker '{marker}': {path} has {', '.join(markers) or 'none'}")
-    curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"))
+    curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"), channel)
     index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
     write_json(path, index)
     return curve

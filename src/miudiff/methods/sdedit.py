@@ -36,7 +36,8 @@ class ReverseConfig(Strict):
     clip: bool = Field(False, description="Clip the estimate of the clean image to [-1, 1] in each step.")
     gray: bool = Field(True, description="Remove the source's colour first.")
     tone: bool = Field(
-        False, description="Map the source's luma to the marker's by the model's curve (an extension)."
+        False,
+        description="Remove the source's colour by the model's curve for the marker (an extension; `methods.tone`).",
     )
 
     def chain(self, full: VPSDE) -> VPSDE:
@@ -86,8 +87,9 @@ class Reverse:
 
     def source(self, he: Tensor) -> Tensor:
         """The source as it conditions the process."""
-        source = to_gray(he) if self.config.gray else he
-        return self.tone(source) if self.tone else source
+        if self.tone:
+            return self.tone(he)
+        return to_gray(he) if self.config.gray else he
 
     @torch.no_grad()
     def transition(self, y: Tensor, index: int, score: ScoreModel | None = None) -> Transition:

@@ -19,7 +19,9 @@ class Training(Strict):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    tile: int = Field(ge=8, description="Side of a training tile; at most that of the smallest training image.")
+    tile: int = Field(
+        ge=8, description="Side of a training tile; at most that of the smallest training image."
+    )
     settings: dict[str, Any] = Field({}, description="The learner's section of a training configuration.")
 
 
@@ -27,7 +29,9 @@ class Budget(Strict):
     """The sizes of one comparison."""
 
     description: str = Field(description="What stands under each table made with it.")
-    side: int = Field(ge=32, description="Whole images are shrunk until their longer side has this many pixels.")
+    side: int = Field(
+        ge=32, description="Whole images are shrunk until their longer side has this many pixels."
+    )
     images: int | None = Field(None, ge=1, description="Test images at most; null takes all.")
     seeds: int = Field(3, ge=1)
     reverse_steps: int | None = Field(

@@ -25,7 +25,9 @@ TWIN = "twin"
 TWIN_MPP = 1.0  # the shipped weights' scale
 TWIN_TILE = 128
 LEAST = 64  # two patches of the MI estimator, and VIF's windows
-MULTIPLE = 32  # the paper's network halves an image five times, and ILVR and EGSDE compare what is 32 times coarser
+MULTIPLE = (
+    32  # the paper's network halves an image five times, and ILVR and EGSDE compare what is 32 times coarser
+)
 SplitName = Literal["auto", "official", "paper"]
 STAINS: tuple[Literal["HE"], Literal["IHC"]] = ("HE", "IHC")
 
@@ -146,7 +148,9 @@ def prepare(
     found = _prepare_twin(folder) if source.root is None else _prepare_root(source, folder, settings)
     write_json(record, {"settings": settings, **found})
     case = _case(source.name, folder, read_json(record))
-    say(f"{source.name}: {case.train[0]} H&E and {case.train[1]} IHC images to train on, {len(case.test)} pairs to test on")
+    say(
+        f"{source.name}: {case.train[0]} H&E and {case.train[1]} IHC images to train on, {len(case.test)} pairs to test on"
+    )
     return case
 
 
@@ -177,7 +181,14 @@ def _prepare_twin(folder: Path) -> dict[str, Any]:
                 tile = scaled[y : y + TWIN_TILE, x : x + TWIN_TILE]
                 write_image(folder / "images" / "test" / stain / f"{names[-1]}.png", tile)
     note = "Twin set: the H&E image is rendered from the IHC image's own tissue; trained on its left half, tested on its right half, of one slide."
-    return {"marker": MARKER, "mpp": TWIN_MPP, "paired": True, "notes": [note], "train": [1, 1], "test": names}
+    return {
+        "marker": MARKER,
+        "mpp": TWIN_MPP,
+        "paired": True,
+        "notes": [note],
+        "train": [1, 1],
+        "test": names,
+    }
 
 
 def _prepare_root(source: Source, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +206,9 @@ def _prepare_root(source: Source, folder: Path, settings: dict[str, Any]) -> dic
         if not fields:
             raise DataError(f"{source.root}: no {kind} images in its training part; see `miudiff data check`")
     if not pairs:
-        raise DataError(f"{source.root}: no H&E/IHC pairs in its {test_part} part to measure on; see `miudiff data check`")
+        raise DataError(
+            f"{source.root}: no H&E/IHC pairs in its {test_part} part to measure on; see `miudiff data check`"
+        )
     paired = [(p.he.path, p.ihc.path) for p in divided.dataset.pairs("train")]
     scale = _Scale(source, dataset.layout)
     # Partners get one name; ASP finds them by it, and no other system looks at names.
@@ -204,7 +217,10 @@ def _prepare_root(source: Source, folder: Path, settings: dict[str, Any]) -> dic
     for stain, fields in training.items():
         for field in fields:
             name = partner.get(field.path, stems[field.path])
-            write_image(folder / "images" / "train" / stain / f"{name}.png", scale.shrink(field.path, settings["side"]))
+            write_image(
+                folder / "images" / "train" / stain / f"{name}.png",
+                scale.shrink(field.path, settings["side"]),
+            )
     names = _names([p.he for p in pairs], source.root)
     for pair in pairs:
         he, ihc = (scale.shrink(field.path, settings["side"]) for field in (pair.he, pair.ihc))
@@ -214,7 +230,9 @@ def _prepare_root(source: Source, folder: Path, settings: dict[str, Any]) -> dic
             )
         for folder_name, image in zip(STAINS, (he, ihc), strict=True):
             write_image(folder / "images" / "test" / folder_name / f"{names[pair.he.path]}.png", image)
-    part = f"{divided.name} split, test part '{test_part}'" + (f", seed {divided.seed}" if divided.seed is not None else "")
+    part = f"{divided.name} split, test part '{test_part}'" + (
+        f", seed {divided.seed}" if divided.seed is not None else ""
+    )
     return {
         "marker": dataset.markers[0] if dataset.markers else None,
         "mpp": scale.mpp,
@@ -274,7 +292,9 @@ class _Scale:
         small = resize(pixels, round(height * factor), round(width * factor))
         rows, columns = (n // MULTIPLE * MULTIPLE for n in small.shape[:2])
         if min(rows, columns) < LEAST:
-            raise DataError(f"{path}: {width} x {height} pixels, expected at least {LEAST} on each side at side {side}")
+            raise DataError(
+                f"{path}: {width} x {height} pixels, expected at least {LEAST} on each side at side {side}"
+            )
         return small[:rows, :columns]
 
     def _native(self, path: Path, height: int, width: int) -> float | None:
@@ -287,7 +307,9 @@ class _Scale:
             note = f"{PUBLISHED_MPP[self.layout]:g} um/px before shrinking, as published for {self.layout.upper()}"
             self.notes = [note]
             return PUBLISHED_MPP[self.layout]
-        self.notes = ["Scale unknown: the files state no um/px and none was given; measures of cells are left out."]
+        self.notes = [
+            "Scale unknown: the files state no um/px and none was given; measures of cells are left out."
+        ]
         return None
 
 

@@ -19,7 +19,7 @@ from miudiff.noise import NoiseKey
 from miudiff.reproduce.budget import Budget, Task, load_budget
 from miudiff.reproduce.cases import TWIN, Case, Source, SplitName, parse_source, prepare
 from miudiff.reproduce.plan import estimate
-from miudiff.reproduce.rows import Row, rows_of
+from miudiff.reproduce.rows import Row, chosen, rows_of
 from miudiff.reproduce.tables import Result, score_once, write_figure, write_table
 from miudiff.reproduce.training import GENERATORS, diffusion_model, run_config, run_folder, trained
 from miudiff.runs import RunConfig, run
@@ -35,6 +35,7 @@ class Options:
         data: `twin` and NAME=ROOT words; `mpp`, NAME=UM_PER_PIXEL words; `models`, NAME=MODEL words.
         base: The preset that the ablations change.
         seeds: In place of the budget's.
+        only: The rows to make, by name; none means all.
         init: A model folder whose U-Net the score models begin with.
     """
 
@@ -49,6 +50,7 @@ class Options:
     init: Path | None = None
     split: SplitName = "auto"
     split_seed: int = 0
+    only: tuple[str, ...] = ()
     device: str = "auto"
     precision: Precision = "auto"
 
@@ -66,11 +68,13 @@ def reproduce(options: Options, plan: bool, say: Callable[[str], None]) -> Path 
             raise ConfigError(f"seeds: found {options.seeds}, expected at least 1")
         budget = budget.model_copy(update={"seeds": options.seeds})
     placement = place(options.device, options.precision)
-    rows = rows_of(options.table, options.base, budget.reverse_steps)
+    rows = chosen(rows_of(options.table, options.base, budget.reverse_steps), options.only)
     cases = [_prepared(source, options, budget, say) for source in sources]
     todo = {case.name: _training(case, rows, budget, options) for case in cases}
     if plan:
-        for line in estimate(cases, rows, todo, {c.name: _given(c, options) for c in cases}, budget, placement):
+        for line in estimate(
+            cases, rows, todo, {c.name: _given(c, options) for c in cases}, budget, placement
+        ):
             say(line)
         return None
     found: dict[str, tuple[Case, Mapping[str, Result]]] = {}
@@ -120,13 +124,20 @@ def _given(case: Case, options: Options) -> str | None:
 
 
 def _results(
-    case: Case, rows: Sequence[Row], budget: Budget, options: Options, placement: Placement, say: Callable[[str], None]
+    case: Case,
+    rows: Sequence[Row],
+    budget: Budget,
+    options: Options,
+    placement: Placement,
+    say: Callable[[str], None],
 ) -> dict[str, Result]:
     model: Model | None = None
     results: dict[str, Result] = {}
     for row in rows:
         if row.method == "asp" and not case.paired:
-            say(f"{case.name}: no row {row.name}, which trains on pairs: not every training image has its partner")
+            say(
+                f"{case.name}: no row {row.name}, which trains on pairs: not every training image has its partner"
+            )
             continue
         images: list[tuple[Pixels, ...]] = []
         scores: list[Mapping[str, float]] = []

@@ -50,10 +50,15 @@ def estimate(
     Args:
         todo: The runs of each case, `given` the model of each case whose diffusion systems are not trained.
     """
-    lines = [f"budget {budget.description}", f"on {placement}; times from one step of each kind, measured now"]
+    lines = [
+        f"budget {budget.description}",
+        f"on {placement}; times from one step of each kind, measured now",
+    ]
     total_time = total_disk = 0.0
     for case in cases:
-        lines.append(f"{case.name}: {case.train[0]} H&E and {case.train[1]} IHC to train on, {len(case.test)} pairs to test on")
+        lines.append(
+            f"{case.name}: {case.train[0]} H&E and {case.train[1]} IHC to train on, {len(case.test)} pairs to test on"
+        )
         lines += [f"  {note}" for note in case.notes]
         costs: dict[str, tuple[float, float]] = {}
         for config in todo[case.name]:
@@ -65,7 +70,9 @@ def estimate(
             each, disk = costs[config.task]
             left = config.steps - max((step for step, _ in find_states(config.out)), default=0)
             total_time, total_disk = total_time + left * each, total_disk + disk
-            lines.append(f"  train {config.task:<12} {left:>8} steps of {config.batch_size:<3} {_told(left * each):>8}  {_size(disk):>8}  {config.out}")
+            lines.append(
+                f"  train {config.task:<12} {left:>8} steps of {config.batch_size:<3} {_told(left * each):>8}  {_size(disk):>8}  {config.out}"
+            )
         models = _models(budget, given.get(case.name), placement)
         shape = case.read("HE")[0].shape
         for row in rows:
@@ -75,7 +82,9 @@ def estimate(
             folder = case.folder / "results" / row.slug
             made = len(list(folder.glob("seed*/*.png")))
             left = max(0, budget.seeds * len(case.test) - made)
-            each = _translation_cost(row, models[row.method], placement, (shape[0], shape[1])) if left else 0.0
+            each = (
+                _translation_cost(row, models[row.method], placement, (shape[0], shape[1])) if left else 0.0
+            )
             disk = left * shape[0] * shape[1] * PIXEL_BYTES
             total_time, total_disk = total_time + left * each, total_disk + disk
             state = f"{left:>5} images   {_told(left * each):>8}  {_size(disk):>8}" if left else "done"
@@ -89,7 +98,9 @@ def _fresh(module: Module) -> Module:
 
 def _models(budget: Budget, given: str | None, placement: Placement) -> Mapping[str, Model | GeneratorModel]:
     """For each method a model of the budget's sizes with fresh weights, or the model that is given."""
-    sections = parse(Sections, {task: budget.training(task).settings for task in get_args(Task)}, "the budget")
+    sections = parse(
+        Sections, {task: budget.training(task).settings for task in get_args(Task)}, "the budget"
+    )
     device = placement.device
     classifier = _fresh(NoisedClassifier(sections.classifier.network)).to(device)
     if given is not None:
@@ -121,8 +132,16 @@ def _training_cost(config: RunConfig, placement: Placement) -> tuple[float, floa
     batch = {name: value.to(accelerator.device) for name, value in batch.items()}
     learner.step(batch, 0)  # the first is slower
     seconds = _timed(lambda: learner.step(batch, 1), placement)
-    weights = sum(p.numel() * p.element_size() for part in learner.parts().values() if isinstance(part, nn.Module) for p in part.parameters())
-    return seconds * config.batch_size, 9.0 * weights  # two states of weights, average and two moments, and the weights
+    weights = sum(
+        p.numel() * p.element_size()
+        for part in learner.parts().values()
+        if isinstance(part, nn.Module)
+        for p in part.parameters()
+    )
+    return (
+        seconds * config.batch_size,
+        9.0 * weights,
+    )  # two states of weights, average and two moments, and the weights
 
 
 def _translation_cost(

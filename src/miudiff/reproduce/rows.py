@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from miudiff.config import Strict
@@ -12,7 +12,13 @@ from miudiff.methods.systems import SYSTEMS, configure
 from miudiff.reproduce.budget import Task
 
 OURS = "MIU-Diff"
-COMPARED: Mapping[str, str] = {"CUT": "cut", "ASP": "asp", "ILVR": "ilvr", "SDEdit": "sdedit", "EGSDE": "egsde"}
+COMPARED: Mapping[str, str] = {
+    "CUT": "cut",
+    "ASP": "asp",
+    "ILVR": "ilvr",
+    "SDEdit": "sdedit",
+    "EGSDE": "egsde",
+}
 TABLES: Mapping[str, tuple[str, ...]] = {
     "table1": ("Eq. 2", "I-guided", "U-guided", "w/o MI", "l2", "w/o PCL", "w/o MI, w/o PCL", "w/o tone"),
     "table2": ("t0'=80", "t0'=10", "S=500", "S=100"),
@@ -69,7 +75,11 @@ def rows_of(table: str, base: str, reverse_steps: int | None) -> list[Row]:
         raise ConfigError(
             f"'{table}', preset '{base}': expected one of {', '.join(TABLES)}, and one of {', '.join(PRESETS)}"
         )
-    compared = [] if table == "table2" else [_compared(name, method, reverse_steps) for name, method in COMPARED.items()]
+    compared = (
+        []
+        if table == "table2"
+        else [_compared(name, method, reverse_steps) for name, method in COMPARED.items()]
+    )
     presets = [base] if table == "figure3" else sorted(PRESETS)
     whole = [_ours(f"{OURS}, {name}", name, (), reverse_steps) for name in presets]
     changed = [
@@ -78,6 +88,19 @@ def rows_of(table: str, base: str, reverse_steps: int | None) -> list[Row]:
         if preset(base, ABLATIONS[name]) != PRESETS[base]
     ]
     return [*compared, *whole, *changed]
+
+
+def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """The rows of these names; all where none is named.
+
+    Raises:
+        ConfigError: A name that no row has.
+    """
+    names = [row.name for row in rows]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"--only '{name}': no such row, expected one of {'; '.join(names)}")
+    return [row for row in rows if not only or row.name in only]
 
 
 def _compared(name: str, method: str, steps: int | None) -> Row:

@@ -49,7 +49,9 @@ def score_once(folder: Path, generated: Sequence[Pixels], case: Case, seconds: f
     for end in ("", "_cells"):
         if f"iod_real{end}" in found:
             real = found[f"iod_real{end}"]
-            found[f"iod_percent{end}"] = 100 * (found[f"iod_generated{end}"] - real) / real if real else float("nan")
+            found[f"iod_percent{end}"] = (
+                100 * (found[f"iod_generated{end}"] - real) / real if real else float("nan")
+            )
     found["seconds"] = seconds
     write_json(path, {"mean": found, "images": dict(zip(case.test, scores.rows, strict=True))})
     return found
@@ -77,7 +79,12 @@ def write_table(
     write_bytes(path, f"## {title}\n\n{note}\n\n{chr(10).join(blocks)}".encode())
     write_json(
         out / f"{stem}.json",
-        {"note": note, "cases": {n: {row: list(r.scores) for row, r in found.items()} for n, (_, found) in cases.items()}},
+        {
+            "note": note,
+            "cases": {
+                n: {row: list(r.scores) for row, r in found.items()} for n, (_, found) in cases.items()
+            },
+        },
     )
     for figure in figures:
         assert not isinstance(figure.image, Path | str)
@@ -86,7 +93,9 @@ def write_table(
     return path
 
 
-def write_figure(out: Path, stem: str, cases: Mapping[str, tuple[Case, Mapping[str, Result]]], note: str, most: int = 3) -> Path:
+def write_figure(
+    out: Path, stem: str, cases: Mapping[str, tuple[Case, Mapping[str, Result]]], note: str, most: int = 3
+) -> Path:
     """Figure 3: a line for each of the first `most` test images of every case, a column for each system."""
     grid: list[list[Pixels]] = []
     titles: list[str] = []
@@ -100,12 +109,18 @@ def write_figure(out: Path, stem: str, cases: Mapping[str, tuple[Case, Mapping[s
     sheet = contact_sheet(grid, columns, titles)
     path = out / f"{stem}.png"
     write_image(path, sheet)
-    write_report(out / f"{stem}.html", "Figure 3", note, [Figure("Visual comparison", "First seed.", sheet)], [], [])
+    write_report(
+        out / f"{stem}.html", "Figure 3", note, [Figure("Visual comparison", "First seed.", sheet)], [], []
+    )
     return path
 
 
 def _figure(name: str, case: Case, results: Mapping[str, Result], most: int = 6) -> Figure:
-    rows = [case.read("HE")[:most], case.read("IHC")[:most], *(list(r.images[0][:most]) for r in results.values())]
+    rows = [
+        case.read("HE")[:most],
+        case.read("IHC")[:most],
+        *(list(r.images[0][:most]) for r in results.values()),
+    ]
     sheet = contact_sheet(rows, [n[:20] for n in case.test[:most]], ["H&E", "real IHC", *results])
     return Figure(name, "First seed; every diffusion row of a tile begins from the same noise.", sheet)
 
@@ -116,12 +131,18 @@ def _paper_tables(cases: Mapping[str, tuple[Case, Mapping[str, Result]]]) -> lis
     meant = [reported_for(name) for name in cases]
     shown = [d for d in DATASETS if d in meant] or list(DATASETS)
     header = ["row", "PSNR ↑", "VIF ↑", "Hist ↑", "IOD x1e7"]
-    note = "The paper's own test parts, networks and measures; to be read for its trends, not cell against cell."
+    note = (
+        "The paper's own test parts, networks and measures; to be read for its trends, not cell against cell."
+    )
     return [
         Table(
             f"The paper reports, {dataset}",
             header,
-            [[row, *("" if v is None else f"{v:.3f}" for v in values)] for row, values in REPORTED[dataset].items() if row in rows or row == "MIU-Diff"],
+            [
+                [row, *("" if v is None else f"{v:.3f}" for v in values)]
+                for row, values in REPORTED[dataset].items()
+                if row in rows or row == "MIU-Diff"
+            ],
             note,
         )
         for dataset in shown

@@ -33,7 +33,13 @@ def run_folder(case: Case, task: Task, seed: int = 0) -> Path:
 
 
 def run_config(
-    case: Case, task: Task, budget: Budget, seed: int, device: str, precision: Precision = "auto", init: Path | None = None
+    case: Case,
+    task: Task,
+    budget: Budget,
+    seed: int,
+    device: str,
+    precision: Precision = "auto",
+    init: Path | None = None,
 ) -> RunConfig:
     """The training run of a learner on a case.
 
