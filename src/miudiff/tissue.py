@@ -1,7 +1,7 @@
 """Where an H&E image shows glass and no tissue: there is nothing there to stain.
 
 A network that was trained on tissue paints some on an empty field, along the blocks of a JPEG perhaps. Glass is bright or grey, without
-colour, flat, and wider than the gaps within tissue. Each pixel is judged by its surroundings alone, so a tile of a slide gets the
+colour, flat, and wider than lumina and fat cells, which belong to the tissue and are translated with it. Each pixel is judged by its surroundings alone, so a tile of a slide gets the
 glass that the whole slide would give it.
 """
 
@@ -13,10 +13,12 @@ from scipy import ndimage
 
 from miudiff.images import LUMA, Pixels
 
-WIDTH = 12.0  # micrometres: what is narrower may be a gap within tissue
+WIDTH = 80.0  # micrometres: what is narrower belongs to the tissue
+SPECK = 330.0  # square micrometres with its rough surroundings: dust, smaller than a lone cell with its
+GRAIN = 1.0  # micrometres: smaller differences are the noise of a camera or of a JPEG
 # Bounds of luma, of the largest difference of two colours, and of luma's spread in the surroundings, each of 0 to 1. Scanners
 # differ in the grey of their glass: a darker one has to be flatter and greyer to be no tissue.
-BRIGHT, GREY = (0.75, 0.09, 0.03), (0.4, 0.05, 0.02)
+BRIGHT, GREY = (0.75, 0.07, 0.03), (0.4, 0.05, 0.02)
 
 
 def glass(image: Pixels, mpp: float | None) -> NDArray[np.float32]:
@@ -26,18 +28,26 @@ def glass(image: Pixels, mpp: float | None) -> NDArray[np.float32]:
         image: uint8 [H, W, 3].
         mpp: Its micrometres per pixel; None takes a pixel as one.
     """
-    radius = max(2.0, 0.5 * WIDTH / (mpp or 1.0))
+    radius, grain = 0.5 * WIDTH / (mpp or 1.0), max(1.0, GRAIN / (mpp or 1.0))
     levels = np.asarray(image, np.float32) / 255
-    smooth = np.stack([ndimage.gaussian_filter(levels[..., c], radius / 6) for c in range(3)], axis=-1)
+    smooth = np.stack([ndimage.gaussian_filter(levels[..., c], grain) for c in range(3)], axis=-1)
     luma = smooth @ np.array(LUMA, np.float32)
     chroma = smooth.max(-1) - smooth.min(-1)
-    mean, square = (ndimage.gaussian_filter(power, radius / 2) for power in (luma, luma**2))
+    mean, square = (ndimage.gaussian_filter(power, 3 * grain) for power in (luma, luma**2))
     spread = np.sqrt(np.maximum(square - mean**2, 0))
     found = np.zeros(luma.shape, bool)
     for least, colour, rough in (BRIGHT, GREY):
         found |= (luma > least) & (chroma < colour) & (spread < rough)
-    wide = _opened(found, radius)
-    return np.clip(2 * ndimage.gaussian_filter(wide.astype(np.float32), radius / 3) - 1, 0, 1)
+    wide = _opened(_without_dust(found, SPECK / (mpp or 1.0) ** 2), radius)
+    return np.clip(2 * ndimage.gaussian_filter(wide.astype(np.float32), 2 * grain) - 1, 0, 1)
+
+
+def _without_dust(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
+    """The mask with its holes of less than `area` pixels filled."""
+    labels, _ = ndimage.label(~mask)
+    small = np.bincount(labels.ravel()) < area
+    small[0] = True  # the mask itself
+    return small[labels]
 
 
 def _opened(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
