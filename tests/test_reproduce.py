@@ -150,7 +150,14 @@ def test_the_paper_reports_its_own_system_first_in_hist_and_iod():
 
 @pytest.mark.parametrize(
     ("name", "dataset"),
-    [("bci", "BCI HER2"), ("MIST-HER2", "MIST HER2"), ("mist_ki67", "MIST Ki67"), ("twin", None)],
+    [
+        ("bci", "BCI HER2"),
+        ("MIST-HER2", "MIST HER2"),
+        ("mist_ki67", "MIST Ki67"),
+        ("twin", None),
+        ("mist HER2", "MIST HER2"),
+        ("mist ", None),
+    ],
 )
 def test_a_cases_name_tells_which_of_the_papers_sets_it_is(name, dataset):
     assert reported_for(name) == dataset

@@ -201,6 +201,17 @@ def test_every_diffusion_row_of_a_seed_draws_the_same_noise(tmp_path, budget, mo
     assert first.name == second.name == "set/00000_test_2+"
 
 
+def test_a_table_is_said_line_by_line_and_a_cases_marker_finds_the_papers_numbers(tmp_path, budget):
+    root, out = mist(tmp_path / "MIST"), tmp_path / "out"
+    asked = options("table1", root, out, budget, only=("CUT",), mpp=())
+    path, said = make(replace(asked, data=(f"mist={root}",)))
+    assert not any("\n" in line for line in said)
+    text = path.read_text()
+    assert set(text.splitlines()) <= set(said)
+    assert "The paper reports, MIST HER2" in text
+    assert "Ki67" not in text
+
+
 # Stopped and gone on with
 
 

@@ -121,7 +121,8 @@ def reproduce(options: Options, plan: bool, say: Callable[[str], None]) -> Path 
     else:
         stem = f"{options.table}-{options.base}{'-part' if options.only else ''}"
         path = write_table(options.out, stem, options.table.replace("table", "Table "), finished, note)
-        say(path.read_text(encoding="utf-8"))
+        for line in path.read_text(encoding="utf-8").splitlines():
+            say(line)
     say(str(path))
     return path
 

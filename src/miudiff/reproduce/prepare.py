@@ -95,9 +95,9 @@ def prepare_root(source: Source, images: Path, settings: Settings) -> dict[str, 
     paired = divided.dataset.pairs("train")
     _write_training(images / "train", training, paired, source.root, scale, settings.side)
     names = _write_test(images / "test", pairs, source.root, scale, settings.side)
-    part = f"{divided.name} split, test part '{test_part}'" + (
-        f", seed {divided.seed}" if divided.seed is not None else ""
-    )
+    part = f"{divided.name} split, test part '{test_part}'"
+    if divided.seed is not None:
+        part += f", seed {divided.seed}, divided by {divided.by}"
     return {
         "marker": dataset.markers[0] if dataset.markers else None,
         "mpp": scale.mpp,

@@ -131,7 +131,7 @@ def _sheet(found: Finished) -> Pixels:
 def _paper_tables(found: Sequence[Finished]) -> list[Table]:
     """What the paper reports for the rows that are here, on its dataset of the case's name, else on all three."""
     rows = {row for each in found for row in each.results}
-    meant = [reported_for(each.case.name) for each in found]
+    meant = [reported_for(f"{each.case.name} {each.case.marker or ''}") for each in found]
     shown = [d for d in DATASETS if d in meant] or list(DATASETS)
     header = ["row", "PSNR ↑", "VIF ↑", "Hist ↑", "IOD x1e7"]
     note = (
