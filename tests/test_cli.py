@@ -1,8 +1,10 @@
 """The command line as a user meets it: names kept, work resumed, one line for each mistake, and an exit code that tells."""
 
 import errno
+import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from miudiff.checkpoints import save_weights
-from miudiff.cli import main
+from miudiff.cli import app, main
 from miudiff.images import read_image
 from miudiff.information.learner import save_estimator
 from miudiff.methods.miu_diff import MIUDiff
@@ -670,3 +672,26 @@ def test_other_tables_sets_and_seeds_than_there_are_are_refused_in_one_line(tmp_
     )
     assert "seeds: found 0" in mistake(2, "reproduce", "table1", "--seeds", 0, "--out", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([w] for w in ("demo", "train", "translate", "calibrate", "reproduce", "evaluate")),
+        *(["data", w] for w in ("check", "twin")),
+        *(["model", w] for w in ("assemble", "tone", "from-adm", "samples")),
+    ],
+    ids=" ".join,
+)
+def test_the_help_says_what_every_option_is(words, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    rows = [line.strip("│ *") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    command = app
+    for word in words:
+        command = command[word]
+    told = "".join(" ".join(rows).split())
+    entries = re.findall(r"^ {8}(\w+): (.{9})", command.default_command.__doc__, re.MULTILINE)
+    assert len(entries) == len(inspect.signature(command.default_command).parameters)
+    for name, beginning in entries:
+        assert "".join(beginning.split()) in told, name

@@ -104,6 +104,7 @@ def test_every_file_is_written_and_agrees(folders, capsys):
     (folders / "G" / "translation.json").write_text("{}")
     assert evaluate("G", "R", "--source", "S", "--nucleus", "12", "--tissue-only", "--out", "o") == 0
     printed = capsys.readouterr()
+    assert "\\n" not in printed.out  # the table is printed as lines
     assert not printed.err
     result = read(folders / "o" / "scores.json")
     with (folders / "o" / "scores.csv").open() as file:

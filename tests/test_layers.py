@@ -40,7 +40,7 @@ ALLOWED = {
     "samples": {"methods"},
     "translation": {"checkpoints", "methods", "stainer"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
-    "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs"},
+    "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},
     "doctor": {"methods"},
 }
 ALLOWED["cli"] = set(ALLOWED)

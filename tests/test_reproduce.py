@@ -2,93 +2,38 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
-import yaml
 
 from miudiff.config import to_yaml
 from miudiff.data.twin import at_scale, twin_region
 from miudiff.errors import ConfigError, DataError
 from miudiff.images import list_images, read_image, write_image
 from miudiff.methods.presets import ABLATIONS
-from miudiff.reproduce import Options, reproduce
+from miudiff.reproduce import reproduce
 from miudiff.reproduce.budget import load_budget
-from miudiff.reproduce.cases import Source, parse_source, prepare
+from miudiff.reproduce.cases import prepare
+from miudiff.reproduce.prepare import Settings
 from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
 from miudiff.reproduce.rows import COMPARED, TABLES, chosen, rows_of
+from miudiff.reproduce.scoring import score_once
+from miudiff.reproduce.sources import Source, parse_sources
 from miudiff.reproduce.tables import _cell as cell
-from miudiff.reproduce.tables import score_once
 from miudiff.reproduce.training import run_config
+from miudiff.reproduce.translating import Translated
 from miudiff.runs import RunConfig
-
-NETWORK = {"size": 32, "channels": [16, 32], "attention": [16], "head_channels": 8, "groups": 8}
-TINY = {
-    "description": "tiny",
-    "side": 64,
-    "images": 1,
-    "seeds": 2,
-    "reverse_steps": 3,
-    "score": {"steps": 2, "batch_size": 1, "tile": 32, "settings": {"network": NETWORK, "ema": 0.9}},
-    "mi": {
-        "steps": 2,
-        "batch_size": 1,
-        "tile": 64,
-        "settings": {"estimator": {"channels": [8, 8], "patch": 16}},
-    },
-    "classifier": {
-        "steps": 2,
-        "batch_size": 1,
-        "tile": 32,
-        "settings": {"network": {**NETWORK, "layers": 1}},
-    },
-    "cut": {
-        "steps": 2,
-        "batch_size": 1,
-        "tile": 64,
-        "settings": {
-            "generator": {"width": 4, "blocks": 2},
-            "discriminator": {"width": 4},
-            "taps": [0, 4, 8],
-        },
-    },
-    "asp": {
-        "steps": 2,
-        "batch_size": 1,
-        "tile": 64,
-        "settings": {
-            "generator": {"width": 4, "blocks": 2},
-            "discriminator": {"width": 4, "layers": 3},
-            "taps": [0, 4, 8],
-        },
-    },
-}
-
-
-def tissue(height, width, seed):
-    y, x = np.mgrid[:height, :width] / 32
-    waves = [np.sin(9 * x + k + seed) * np.cos(7 * y - k) for k in range(3)]
-    return np.round(150 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)
-
-
-def bci(root, train=2, test=2, size=(96, 96)):
-    """A dataset in BCI's layout."""
-    for part, count in (("train", train), ("test", test)):
-        for i in range(count):
-            for k, stain in enumerate(("HE", "IHC")):
-                write_image(root / stain / part / f"{i:05d}_{part}_2+.png", tissue(*size, seed=i + 5 * k))
-    return root
+from small_set import bci, budget_file, options, tissue
 
 
 @pytest.fixture
 def budget(tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return str(path)
+    return budget_file(tmp_path / "tiny.yaml")
 
 
 def ready(root, out, mpp=0.5, side=64, most=None, split="auto"):
-    return prepare(Source("set", root, mpp), out, side, most, split, 0, lambda line: None)
+    return prepare(Source("set", root, mpp), out, Settings(side, most, split), lambda line: None)
 
 
 # Cases
@@ -157,26 +102,10 @@ def test_two_markers_are_two_cases(tmp_path):
 
 
 def test_the_twin_sets_tiles_cover_its_held_out_half(tmp_path):
-    case = prepare(parse_source("twin"), tmp_path, 256, None, "auto", 0, lambda line: None)
+    case = prepare(parse_sources(["twin"])[0], tmp_path, Settings(256), lambda line: None)
     for stain, image in zip(("HE", "IHC"), twin_region("test"), strict=True):
         assert np.array_equal(np.vstack(case.read(stain)), at_scale(image, 1.0))
     assert (case.mpp, case.marker, case.paired) == (1.0, "FHL2", True)
-
-
-@pytest.mark.parametrize(
-    ("word", "told"),
-    [("bci", "expected twin, or NAME=ROOT"), ("a/b=.", "expected twin"), ("bci=/no/such", "is no folder")],
-)
-def test_a_source_that_is_none_is_told(word, told):
-    with pytest.raises(DataError, match=told):
-        parse_source(word)
-
-
-def test_a_scale_belongs_to_the_source_of_its_name(tmp_path):
-    assert parse_source(f"b={tmp_path}", ("a=0.2", "b=0.46")).mpp == 0.46
-    assert parse_source(f"c={tmp_path}", ("a=0.2",)).mpp is None
-    with pytest.raises(DataError, match="b=x: expected NAME=number"):
-        parse_source(f"b={tmp_path}", ("b=x",))
 
 
 # Rows and what the paper says
@@ -221,7 +150,14 @@ def test_the_paper_reports_its_own_system_first_in_hist_and_iod():
 
 @pytest.mark.parametrize(
     ("name", "dataset"),
-    [("bci", "BCI HER2"), ("MIST-HER2", "MIST HER2"), ("mist_ki67", "MIST Ki67"), ("twin", None)],
+    [
+        ("bci", "BCI HER2"),
+        ("MIST-HER2", "MIST HER2"),
+        ("mist_ki67", "MIST Ki67"),
+        ("twin", None),
+        ("mist HER2", "MIST HER2"),
+        ("mist ", None),
+    ],
 )
 def test_a_cases_name_tells_which_of_the_papers_sets_it_is(name, dataset):
     assert reported_for(name) == dataset
@@ -257,12 +193,6 @@ def test_an_unknown_budget_is_told():
 
 
 # Whole runs
-
-
-def options(table, root, out, budget, **changes):
-    return Options(
-        table, (f"set={root}",), out, budget, mpp=("set=0.5",), device="cpu", precision="fp32", **changes
-    )
 
 
 def rows_in(path):
@@ -323,18 +253,37 @@ def test_a_plan_tells_every_run_and_row_and_trains_nothing(tmp_path, budget):
     assert not (tmp_path / "out" / "set" / "runs").exists()
 
 
-def test_a_score_of_real_images_is_the_best(tmp_path):
+def test_a_score_of_real_images_is_the_best_and_is_measured_once(tmp_path):
     case = ready(bci(tmp_path / "bci"), tmp_path / "out")
-    found = score_once(tmp_path / "scored", case.read("IHC"), case, 1.5)
-    assert found["psnr_real"] == math.inf
+    shutil.copytree(case.images / "test" / "IHC", tmp_path / "made")
+    made = Translated(tmp_path / "made", tuple(tmp_path / "made" / f"{n}.png" for n in case.test), 1.5)
+    found = score_once(made, case)
+    assert math.isnan(found["psnr_real"])  # infinite, which JSON does not know
     assert (found["vif_real"], found["hist_rgb256"]) == pytest.approx((1, 1))
     assert (found["iod_sum_1e7"], found["iod_percent"], found["seconds"]) == (0, 0, 1.5)
-    again = score_once(tmp_path / "scored", case.read("HE"), case, 9.0)
-    assert (again["vif_real"], again["seconds"]) == (found["vif_real"], 1.5)  # read, not measured
+    scores = tmp_path / "made" / "scores.json"
+    json.loads(scores.read_text(), parse_constant=pytest.fail)
+    written = scores.stat().st_mtime_ns
+    assert score_once(made, case)["vif_real"] == found["vif_real"]
+    assert scores.stat().st_mtime_ns == written
+
+
+def test_scores_of_other_images_or_of_other_measures_are_not_taken(tmp_path):
+    case = ready(bci(tmp_path / "bci"), tmp_path / "out")
+    shutil.copytree(case.images / "test" / "IHC", tmp_path / "made")
+    made = Translated(tmp_path / "made", tuple(tmp_path / "made" / f"{n}.png" for n in case.test), 1.5)
+    score_once(made, case)
+    write_image(made.files[0], tissue(64, 64, 9))
+    assert score_once(made, case)["vif_real"] < 0.99
+    scores = json.loads((tmp_path / "made" / "scores.json").read_text())
+    scores["of"]["measures"].remove("vif_real")
+    scores["mean"]["vif_real"] = 7.0
+    (tmp_path / "made" / "scores.json").write_text(json.dumps(scores))
+    assert score_once(made, case)["vif_real"] < 0.99
 
 
 def test_no_seed_is_refused(tmp_path, budget):
-    with pytest.raises(ConfigError, match="seeds: found 0"):
+    with pytest.raises(ConfigError, match="--seeds: found 0"):
         reproduce(options("table1", bci(tmp_path / "bci"), tmp_path / "out", budget, seeds=0), False, print)
 
 
@@ -342,3 +291,8 @@ def test_a_cell_is_a_mean_with_its_interval_and_of_one_seed_a_mean():
     assert cell([0.5]) == "0.5"
     assert cell([2.0, 2.0, 2.0]) == "2 [2, 2]"
     assert cell([1.0, 3.0]).startswith("2 [")
+
+
+def test_a_seed_without_a_value_is_counted_and_no_value_is_a_dash():
+    assert cell([1.0, float("nan"), 3.0]).endswith("] (2 of 3 seeds)")
+    assert cell([float("nan")]) == "–"

@@ -178,3 +178,14 @@ def test_real_mist_files_divide_by_slide(shared):
     assert split.by == "slide"
     assert sorted(split.counts().values()) == [1, 2, 3]
     assert leaks(split) == []
+
+
+@pytest.mark.parametrize("pairs", [3, 4, 9])
+def test_of_fewer_than_ten_patches_each_part_takes_one(tmp_path, pairs):
+    for i in range(pairs):
+        for stain in ("HE", "IHC"):
+            (tmp_path / stain).mkdir(exist_ok=True)
+            (tmp_path / stain / f"{i}.png").touch()
+    split = paper_split(open_dataset(tmp_path), seed=0)
+    sizes = [len(split.dataset.pairs(part)) for part in ("train", "val", "test")]
+    assert sizes == [pairs - 2, 1, 1]

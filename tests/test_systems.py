@@ -108,6 +108,7 @@ def test_a_generators_model_is_its_own_method(folders):
         ("generator", {"method": "sdedit"}, "a trained cut"),
         ("generator", {"preset": "tuned"}, "a trained cut"),
         ("generator", {"changes": ("steps=3",)}, "a trained cut"),
+        ("generator", {"marker": "HER2"}, "marker 'HER2': the model 'gan' has one, without a name"),
         ("diffusion", {"method": "asp"}, "expected one trained as asp"),
         ("diffusion", {"method": "pix2pix"}, "expected one of miu-diff"),
         ("diffusion", {"method": "ilvr", "preset": "tuned"}, "ilvr has official, paper"),

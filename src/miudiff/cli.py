@@ -41,12 +41,11 @@ def say(line: str) -> None:
 def demo(*, out: Path = Path("demo"), preset: Preset = "tuned", seed: int = 0, device: str = "auto") -> int:
     """Translate held-out tissue with the weights that ship, measure it against its true twin, and write a page about it.
 
-    Parameters
-    ----------
-    out: Folder for the images and report.html.
-    preset: The method's settings.
-    seed: Same seed, same result.
-    device: auto, cpu, cuda, cuda:N or mps.
+    Args:
+        out: Folder for the images and report.html.
+        preset: The method's settings.
+        seed: Same seed, same result.
+        device: auto, cpu, cuda, cuda:N or mps.
     """
     from miudiff.demo import run_demo
 
@@ -60,10 +59,9 @@ def train(config: str, *changes: str) -> int:
 
     Several processes: torchrun --nproc_per_node N -m miudiff train CONFIG
 
-    Parameters
-    ----------
-    config: A YAML file, or the name of a recipe that ships with the package.
-    changes: key=value words that change single values, as in score.optimizer.lr=2e-5.
+    Args:
+        config: A YAML file, or the name of a recipe that ships with the package.
+        changes: key=value words that change single values, as in score.optimizer.lr=2e-5.
     """
     from miudiff.config import override, parse, read_yaml
     from miudiff.recipes import recipe_path
@@ -93,21 +91,20 @@ def translate(
 ) -> int:
     """Translate an H&E image, or a folder of them, to virtual IHC. Each result keeps its source's name. Run it again to go on.
 
-    Parameters
-    ----------
-    source: An image or a folder of images.
-    target: A file for one image, or a folder.
-    method: miu-diff by default; a model folder of CUT, FastCUT or ASP says itself which it is.
-    preset: The method's settings: tuned (the default) or paper for MIU-Diff, official (the default) or paper for the others.
-    seed: Same seed, same result.
-    model: A model folder, or the model that ships with the package.
-    marker: For a model of several markers; its first by default.
-    mpp: Micrometres per pixel of the sources, where the files do not state it.
-    set_: A change of the preset, as in --set guidance.scale=0.2; may be given again.
-    device: auto, cpu, cuda, cuda:N or mps. Never falls back by itself.
-    precision: bf16 where it is faster (auto), or as asked.
-    glass: Empty glass stays as it is (keep), or is translated like tissue (stain).
-    overwrite: Make results again that are there.
+    Args:
+        source: An image or a folder of images.
+        target: A file for one image, or a folder.
+        method: miu-diff by default; a model folder of CUT, FastCUT or ASP says itself which it is.
+        preset: The method's settings: tuned (the default) or paper for MIU-Diff, official (the default) or paper for the others.
+        seed: Same seed, same result.
+        model: A model folder, or the model that ships with the package.
+        marker: For a model of several markers; its first by default.
+        mpp: Micrometres per pixel of the sources, where the files do not state it.
+        set_: A change of the preset, as in --set guidance.scale=0.2; may be given again.
+        device: auto, cpu, cuda, cuda:N or mps. Never falls back by itself.
+        precision: bf16 where it is faster (auto), or as asked.
+        glass: Empty glass stays as it is (keep), or is translated like tissue (stain).
+        overwrite: Make results again that are there.
     """
     from miudiff.stainer import VirtualStainer, check_mpp
     from miudiff.translation import NOTICE, plan, translate_files
@@ -154,16 +151,15 @@ def calibrate(
 ) -> int:
     """Find the guidance scale at which the energy's shift is a stated share of each step's noise, on H&E images.
 
-    Parameters
-    ----------
-    source: An image or a folder of images; at most four are used, a tile of each.
-    target: Wanted mean of shift / noise.
-    preset: The settings to calibrate.
-    model: A model folder, or the model that ships with the package.
-    marker: For a model of several markers.
-    mpp: Micrometres per pixel of the sources, where the files do not state it.
-    set_: A change of the preset, as in --set energy.guidance=shared.
-    device: auto, cpu, cuda, cuda:N or mps.
+    Args:
+        source: An image or a folder of images; at most four are used, a tile of each.
+        target: Wanted mean of shift / noise.
+        preset: The settings to calibrate.
+        model: A model folder, or the model that ships with the package.
+        marker: For a model of several markers.
+        mpp: Micrometres per pixel of the sources, where the files do not state it.
+        set_: A change of the preset, as in --set energy.guidance=shared.
+        device: auto, cpu, cuda, cuda:N or mps.
     """
     from miudiff.calibration import calibrate_files
 
@@ -192,23 +188,22 @@ def reproduce(
 ) -> int:
     """Make a table of the paper, or its figure, from any dataset: train what is missing, translate, score. Run it again to go on.
 
-    Parameters
-    ----------
-    table: table1 (six systems and MIU-Diff's ablations), table2 (t0' and S) or figure3 (the systems side by side).
-    data: NAME=ROOT of a dataset in a layout that `miudiff data check` knows, or twin, the set that ships; may be given again.
-    out: Folder for images, runs, results and tables.
-    budget: smoke (minutes, shows that all works), mini (a night on two cores), paper (a GPU), or a YAML file like theirs.
-    preset: The settings of MIU-Diff that the ablations change.
-    seeds: In place of the budget's number.
-    mpp: NAME=MICROMETRES per pixel of a dataset whose files do not state it.
-    model: NAME=MODEL folder whose score model and MI estimator are used, in place of training them.
-    init: A model folder whose U-Net the score models begin with.
-    split: The dataset's official split, the paper's 80/10/10, or the official one where there is one.
-    split_seed: Seed of the paper's split.
-    only: A row to make, by its name, as in --only CUT; may be given again. All by default.
-    plan: Only say what would be trained and translated, how long it takes and how much disk.
-    device: auto, cpu, cuda, cuda:N or mps.
-    precision: bf16 where it is faster (auto), or as asked.
+    Args:
+        table: table1 (six systems and MIU-Diff's ablations), table2 (t0' and S) or figure3 (the systems side by side).
+        data: NAME=ROOT of a dataset in a layout that `miudiff data check` knows, or twin, the set that ships; may be given again.
+        out: Folder for images, runs, results and tables.
+        budget: smoke (minutes, shows that all works), mini (a night on two cores), paper (a GPU), or a YAML file like theirs.
+        preset: The settings of MIU-Diff that the ablations change.
+        seeds: In place of the budget's number.
+        mpp: NAME=MICROMETRES per pixel of a dataset whose files do not state it.
+        model: NAME=MODEL folder whose score model and MI estimator are used, in place of training them.
+        init: A model folder whose U-Net the score models begin with.
+        split: The dataset's official split, the paper's 80/10/10, or the official one where there is one.
+        split_seed: Seed of the paper's split.
+        only: A row to make, by its name, as in --only CUT; may be given again. All by default.
+        plan: Only say what would be trained and translated, how long it takes and how much disk.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: bf16 where it is faster (auto), or as asked.
     """
     from miudiff.reproduce import Options
     from miudiff.reproduce import reproduce as run_comparison
@@ -257,23 +252,22 @@ def evaluate(
 ) -> int:
     """Score a folder of virtual IHC against a folder of true IHC, whoever made them. Images match by name.
 
-    Parameters
-    ----------
-    generated: Folder of virtual IHC images.
-    reference: Folder of their true IHC.
-    source: Folder of the H&E images they were made from, for the measures of structure.
-    out: Folder for scores.csv, scores.json, scores.md and report.html; by default evaluation, or none with --json alone.
-    json: Write the scores as JSON to this file.
-    mpp: Micrometres per pixel, for the measures of cells.
-    nucleus: Pixels across a nucleus, instead of --mpp.
-    tissue_only: Histograms of the tissue without the glass, too.
-    encoder: Weights for FID and KID: FID-Inception, or a pathology encoder with timm's names.
-    features: Two .npy files for FID and KID, instead: features [N, D] of the generated and of the true images.
-    slide_pattern: A regular expression with a group (?P<slide>...) in a name; intervals are then over slides.
-    skip_bad: Score the rest where files have problems (exit code 3), instead of nothing (exit code 2).
-    workers: Processes; by default one for each core.
-    seed: Of the bootstrap.
-    device: For the encoder: auto, cpu, cuda, cuda:N or mps.
+    Args:
+        generated: Folder of virtual IHC images.
+        reference: Folder of their true IHC.
+        source: Folder of the H&E images they were made from, for the measures of structure.
+        out: Folder for scores.csv, scores.json, scores.md and report.html; by default evaluation, or none with --json alone.
+        json: Write the scores as JSON to this file.
+        mpp: Micrometres per pixel, for the measures of cells.
+        nucleus: Pixels across a nucleus, instead of --mpp.
+        tissue_only: Histograms of the tissue without the glass, too.
+        encoder: Weights for FID and KID: FID-Inception, or a pathology encoder with timm's names.
+        features: Two .npy files for FID and KID, instead: features [N, D] of the generated and of the true images.
+        slide_pattern: A regular expression with a group (?P<slide>...) in a name; intervals are then over slides.
+        skip_bad: Score the rest where files have problems (exit code 3), instead of nothing (exit code 2).
+        workers: Processes; by default one for each core.
+        seed: Of the bootstrap.
+        device: For the encoder: auto, cpu, cuda, cuda:N or mps.
     """
     from miudiff.evaluation.evaluate import Settings, cores, evaluate_folders
     from miudiff.evaluation.publish import complaints, publish
@@ -316,12 +310,11 @@ def check(
 ) -> int:
     """Say what is in a dataset and what is wrong with it, file by file.
 
-    Parameters
-    ----------
-    root: The dataset's folder.
-    layout: As published (bci, mist), CUT's trainA and trainB, plain folders, or find out.
-    slide_pattern: A regular expression with a group (?P<slide>...) that finds the slide in a file name.
-    json: Write the report as JSON, too.
+    Args:
+        root: The dataset's folder.
+        layout: As published (bci, mist), CUT's trainA and trainB, plain folders, or find out.
+        slide_pattern: A regular expression with a group (?P<slide>...) that finds the slide in a file name.
+        json: Write the report as JSON, too.
     """
     from miudiff.data.check import check_dataset
     from miudiff.images import write_bytes
@@ -338,11 +331,10 @@ def check(
 def twin(source: Path, out: Path, *, antigen: Literal["nuclear", "cytoplasmic"] = "nuclear") -> int:
     """Make H&E twins of IHC images: exactly aligned pairs, in OUT/HE and OUT/IHC.
 
-    Parameters
-    ----------
-    source: An IHC image, or a folder of them.
-    out: Folder for the pairs.
-    antigen: Where DAB lies: nuclear (Ki-67) or cytoplasmic and membranous (HER2).
+    Args:
+        source: An IHC image, or a folder of them.
+        out: Folder for the pairs.
+        antigen: Where DAB lies: nuclear (Ki-67) or cytoplasmic and membranous (HER2).
     """
     from miudiff.data.twin import make_twins
 
@@ -371,20 +363,19 @@ def assemble(
 ) -> int:
     """Make a model folder from the weights of a score run and of an MI run.
 
-    Parameters
-    ----------
-    score: The score run's folder.
-    out: The model folder to write.
-    name: The model's name.
-    mi: The MI run's folder.
-    classifier: The folder of a run of EGSDE's classifier, which EGSDE alone needs.
-    marker: The names of its markers, in the order of its classes; by default as the score run says.
-    mpp: Micrometres per pixel of the training tiles; by default as the runs say.
-    tile: Side of the tiles it is given.
-    licence: Under which it may be used.
-    description: A sentence about it.
-    half: Store float16, half the size.
-    readme: A model card to put in.
+    Args:
+        score: The score run's folder.
+        out: The model folder to write.
+        name: The model's name.
+        mi: The MI run's folder.
+        classifier: The folder of a run of EGSDE's classifier, which EGSDE alone needs.
+        marker: The names of its markers, in the order of its classes; by default as the score run says.
+        mpp: Micrometres per pixel of the training tiles; by default as the runs say.
+        tile: Side of the tiles it is given.
+        licence: Under which it may be used.
+        description: A sentence about it.
+        half: Store float16, half the size.
+        readme: A model card to put in.
     """
     import torch
 
@@ -421,13 +412,12 @@ def assemble(
 def tone(model: Path, *, marker: str, he: str, ihc: str, channel: Literal["luma", "red"] = "luma") -> int:
     """Measure the luma curve from H&E to a marker's IHC on two unpaired sets, and put it into a model folder.
 
-    Parameters
-    ----------
-    model: The model folder.
-    marker: The marker whose curve it is.
-    he: A folder of H&E images, or twin:train.
-    ihc: A folder of the marker's IHC images, or twin:train.
-    channel: What of the H&E is its grey: luma, or red, in which eosin is pale.
+    Args:
+        model: The model folder.
+        marker: The marker whose curve it is.
+        he: A folder of H&E images, or twin:train.
+        ihc: A folder of the marker's IHC images, or twin:train.
+        channel: What of the H&E is its grey: luma, or red, in which eosin is pale.
     """
     from miudiff.methods.model import add_tone
 
@@ -451,15 +441,14 @@ def from_adm(
 ) -> int:
     """Make a model folder from an official guided-diffusion (ADM) checkpoint; it has no MI estimator yet.
 
-    Parameters
-    ----------
-    checkpoint: The .pt file.
-    out: The model folder to write.
-    name: The model's name.
-    mpp: Micrometres per pixel that it was trained at.
-    tile: Side of the tiles it is given.
-    licence: Under which it may be used.
-    set_: A fact of the network in guided-diffusion's words that its weights do not tell, as in --set num_head_channels=64.
+    Args:
+        checkpoint: The .pt file.
+        out: The model folder to write.
+        name: The model's name.
+        mpp: Micrometres per pixel that it was trained at.
+        tile: Side of the tiles it is given.
+        licence: Under which it may be used.
+        set_: A fact of the network in guided-diffusion's words that its weights do not tell, as in --set num_head_channels=64.
     """
     from miudiff.config import override, parse
     from miudiff.diffusion.adm import load_adm
@@ -486,16 +475,15 @@ def samples(
 ) -> int:
     """Draw unconditional samples of a model's score network: what it has learned, without a source or guidance.
 
-    Parameters
-    ----------
-    model: A model folder, or the model that ships with the package.
-    out: The picture to write.
-    marker: For a model of several markers; its first by default.
-    count: How many samples.
-    size: Side of a sample in pixels.
-    steps: Steps from noise to image, of the 1000 that the model knows.
-    seed: Same seed, same samples, however many.
-    device: auto, cpu, cuda, cuda:N or mps.
+    Args:
+        model: A model folder, or the model that ships with the package.
+        out: The picture to write.
+        marker: For a model of several markers; its first by default.
+        count: How many samples.
+        size: Side of a sample in pixels.
+        steps: Steps from noise to image, of the 1000 that the model knows.
+        seed: Same seed, same samples, however many.
+        device: auto, cpu, cuda, cuda:N or mps.
     """
     from miudiff.samples import write_samples
 

@@ -110,16 +110,7 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         cpu=placement.device.type == "cpu", mixed_precision="bf16" if placement.precision == "bf16" else "no"
     )
     main = accelerator.is_main_process
-    classes, markers = config.score.network.markers, len(config.markers)
-    mixed = config.task == "score" and classes is None and markers > 1
-    if mixed or classes not in (None, markers):
-        raise ConfigError(
-            f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
-        )
-    _check_sizes(config)
-    _check_stains(config)
-    if config.task in ("cut", "asp"):
-        _check_generator(config)
+    check(config)
     tiles, count = _tiles(config, say if main else _silent)
     if main:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -138,6 +129,24 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
             _say_curve(learner, config, say)
     accelerator.wait_for_everyone()
     return weights
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what contradicts itself before any image is looked for.
+
+    Raises:
+        ConfigError: Markers, tile sizes or stains that do not fit together.
+    """
+    classes, markers = config.score.network.markers, len(config.markers)
+    mixed = config.task == "score" and classes is None and markers > 1
+    if mixed or classes not in (None, markers):
+        raise ConfigError(
+            f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
+        )
+    _check_sizes(config)
+    _check_stains(config)
+    if config.task in ("cut", "asp"):
+        _check_generator(config)
 
 
 def _check_sizes(config: RunConfig) -> None:

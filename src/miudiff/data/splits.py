@@ -113,7 +113,7 @@ def paper_split(dataset: Dataset, seed: int, by: By | None = None) -> Split:
     if missing := [part for part in PARTS if part not in units.values()]:
         what = f"{len(units)} {unit}{'es' if unit == 'patch' else 's'}"
         raise DataError(
-            f"{dataset.root}: {what} are too few for 80/10/10, none is left for {' and '.join(missing)}"
+            f"{dataset.root}: {what} are too few for 80/10/10, none is left for {' and '.join(missing)}; put the images into folders train and test"
         )
     warning = SLIDES_UNKNOWN.format(missing=len(silent), all=len(dataset.fields)) if silent else BY_PATCH
     fields = tuple(
@@ -198,7 +198,9 @@ def _divide_patches(dataset: Dataset, patches: Mapping[Path, str], seed: int) ->
         kinds[tuple(sorted(kind))].append(patch)
     found: dict[str, Part] = {}
     for group in kinds.values():
-        train, val, _ = part_sizes(len(group))
+        train, val, test = part_sizes(len(group))
+        if len(group) > 2 and not val:  # of fewer than 10 a tenth is none; each part takes one all the same
+            train, val = (train, 1) if test > 1 else (train - 1, 1)
         for i, patch in enumerate(_shuffled(group, seed)):
             found[patch] = "train" if i < train else "val" if i < train + val else "test"
     return found

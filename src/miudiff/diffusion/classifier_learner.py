@@ -29,6 +29,7 @@ from miudiff.diffusion.classifier import (
     save_classifier,
 )
 from miudiff.diffusion.sde import VPSDE
+from miudiff.errors import ConfigError
 from miudiff.training.learner import descend, sample_noise, sample_times
 
 
@@ -56,7 +57,9 @@ class ClassifierLearner:
 
     def __init__(self, config: ClassifierConfig, accelerator: Accelerator, seed: int, steps: int) -> None:
         if config.network.classes != 2:
-            raise ValueError(f"{config.network.classes} classes, expected source and target")
+            raise ConfigError(
+                f"classifier.network.classes: found {config.network.classes}, expected 2: source and target"
+            )
         self.config, self.accelerator, self.seed, self.steps = config, accelerator, seed, steps
         self.sde = VPSDE()
         torch.manual_seed(seed)  # the initial weights

@@ -48,8 +48,8 @@ def publish(
         write_json(json, to_json(evaluation, about))
     if evaluation.scores is None:
         return
-    say(markdown_table(HEADER[:5], [row[:5] for row in table_rows(evaluation.scores, short=True)]))
-    for line in (_lead(evaluation, evaluation.scores), *evaluation.notes):
+    table = markdown_table(HEADER[:5], [row[:5] for row in table_rows(evaluation.scores, short=True)])
+    for line in (*table.splitlines(), _lead(evaluation, evaluation.scores), *evaluation.notes):
         say(line)
     written = write_results(folder, evaluation, about) if folder is not None else []
     for path in (*written, *([json] if json is not None else [])):

@@ -77,17 +77,17 @@ def without_norms(generator: Generator) -> Generator:
 
 
 def save_generator_model(folder: Path, model: GeneratorModel, dtype: torch.dtype | None = None) -> None:
-    """Write a model folder; weights as `dtype` (float16 halves the size) or as they are."""
+    """Write a model folder, its weights last; as `dtype` (float16 halves the size) or as they are."""
     part = folder / "generator"
     part.mkdir(parents=True, exist_ok=True)
     write_json(part / "config.json", model.generator.config.model_dump(mode="json"))
-    save_weights(part / WEIGHTS, model.generator.state_dict(), dtype)
     index = {
         "_class_name": "VirtualStainer",
         "method": model.method,
         "generator": ["miudiff.gan", "Generator"],
     }
     write_json(folder / "model_index.json", index | json.loads(model.card.model_dump_json()))
+    save_weights(part / WEIGHTS, model.generator.state_dict(), dtype)
 
 
 def load_generator_model(name: str | Path, placement: Placement | None = None) -> GeneratorModel:

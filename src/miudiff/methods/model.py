@@ -124,7 +124,7 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         score.eval().requires_grad_(False).to(device),
         estimator.to(device) if estimator else None,
         card,
-        fingerprint(folder),
+        fingerprint(folder, card.tone),
         classifier.to(device) if classifier else None,
     )
 
@@ -134,11 +134,13 @@ def _card(index: Mapping[str, Any], path: Path) -> Card:
     return _parse(Card, about, path)
 
 
-def fingerprint(folder: Path) -> str:
-    """Short digest of every weights file: two trainings of one name are two models."""
+def fingerprint(folder: Path, tone: Mapping[str, ToneCurve] | None = None) -> str:
+    """Short digest of every weights file and luma curve: two trainings of one name are two models."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob(f"*/{WEIGHTS}")):
         digest.update(path.read_bytes())
+    for marker, curve in sorted((tone or {}).items()):
+        digest.update(f"{marker} {curve.model_dump_json()}".encode())
     return digest.hexdigest()[:16]
 
 

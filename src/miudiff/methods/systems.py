@@ -96,6 +96,9 @@ def build(
             raise ConfigError(
                 f"'{model.card.name}' is a model of {model.method}: it takes no other method's settings"
             )
+        if marker is not None and marker not in model.card.markers:
+            has = ", ".join(model.card.markers) or "one, without a name"
+            raise ConfigError(f"marker '{marker}': the model '{model.card.name}' has {has}")
         return GeneratorTranslator(model.generator, placement)
     score, tone = model.for_marker(marker), model.tone(marker)
     match config:

@@ -30,7 +30,7 @@ class Budget(Strict):
 
     description: str = Field(description="What stands under each table made with it.")
     side: int = Field(
-        ge=32, description="Whole images are shrunk until their longer side has this many pixels."
+        ge=64, description="Whole images are shrunk until their longer side has this many pixels."
     )
     images: int | None = Field(None, ge=1, description="Test images at most; null takes all.")
     seeds: int = Field(3, ge=1)

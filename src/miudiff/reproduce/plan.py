@@ -24,13 +24,14 @@ from miudiff.gan import Generator
 from miudiff.information.estimator import Estimator
 from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.miu_diff import MIUDiff
-from miudiff.methods.model import Card, Model, load_model
+from miudiff.methods.model import Card, Model
 from miudiff.methods.systems import SYSTEMS, build, changed, steps_of
 from miudiff.noise import NoiseKey
 from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.rows import Row
 from miudiff.reproduce.training import trained
+from miudiff.reproduce.translating import results_folder
 from miudiff.runs import RunConfig, Sections, learner_of
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,7 +42,7 @@ def estimate(
     cases: Sequence[Case],
     rows: Sequence[Row],
     todo: Mapping[str, Sequence[RunConfig]],
-    given: Mapping[str, str | None],
+    given: Mapping[str, Model | None],
     budget: Budget,
     placement: Placement,
 ) -> list[str]:
@@ -74,14 +75,13 @@ def estimate(
                 f"  train {config.task:<12} {left:>8} steps of {config.batch_size:<3} {_told(left * each):>8}  {_size(disk):>8}  {config.out}"
             )
         models = _models(budget, given.get(case.name), placement)
-        shape = case.read("HE")[0].shape
+        shape = case.read("HE", 1)[0].shape
         for row in rows:
             if row.method == "asp" and not case.paired:
                 lines.append(f"  {row.name:<18} left out: not every training image has its partner")
                 continue
-            folder = case.folder / "results" / row.slug
-            made = len(list(folder.glob("seed*/*.png")))
-            left = max(0, budget.seeds * len(case.test) - made)
+            folders = [results_folder(case, row, seed) for seed in range(budget.seeds)]
+            left = sum(not (folder / f"{name}.png").exists() for folder in folders for name in case.test)
             each = (
                 _translation_cost(row, models[row.method], placement, (shape[0], shape[1])) if left else 0.0
             )
@@ -96,7 +96,9 @@ def _fresh(module: Module) -> Module:
     return module.eval().requires_grad_(False)
 
 
-def _models(budget: Budget, given: str | None, placement: Placement) -> Mapping[str, Model | GeneratorModel]:
+def _models(
+    budget: Budget, given: Model | None, placement: Placement
+) -> Mapping[str, Model | GeneratorModel]:
     """For each method a model of the budget's sizes with fresh weights, or the model that is given."""
     sections = parse(
         Sections, {task: budget.training(task).settings for task in get_args(Task)}, "the budget"
@@ -104,7 +106,7 @@ def _models(budget: Budget, given: str | None, placement: Placement) -> Mapping[
     device = placement.device
     classifier = _fresh(NoisedClassifier(sections.classifier.network)).to(device)
     if given is not None:
-        model = replace(load_model(given, placement), classifier=classifier)
+        model = replace(given, classifier=classifier)
     else:
         score = ScoreModel(_fresh(build_unet(sections.score.network)).to(device))
         estimator = _fresh(Estimator(sections.mi.estimator)).to(device)

@@ -52,7 +52,7 @@ REPORTED: Mapping[str, Mapping[str, Reported]] = {
 
 
 def reported_for(name: str) -> str | None:
-    """The paper's dataset that a name means: "mist_her2" is "MIST HER2", "bci" is "BCI HER2"; None for any other."""
+    """The paper's dataset that a case's name and marker mean: "mist HER2" is "MIST HER2", "bci" is "BCI HER2"; None for any other."""
     letters = "".join(c for c in name.lower() if c.isalnum())
     if "bci" in letters:
         return "BCI HER2"

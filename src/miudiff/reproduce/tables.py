@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miudiff.checkpoints import read_json, write_json
+import numpy as np
+
+from miudiff.checkpoints import write_json
 from miudiff.evaluation.report import Figure, Table, contact_sheet, markdown_table, write_report
-from miudiff.evaluation.scores import score_images
 from miudiff.evaluation.statistics import interval
 from miudiff.images import Pixels, write_bytes, write_image
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
+from miudiff.reproduce.scoring import plain
 
-NUCLEUS = 8.0  # um across
+SHOWN = 6  # test images on a table's sheet
 # key of `evaluation.panel.MEASURES` -> heading; the paper's own four, then what they leave open.
 COLUMNS: Mapping[str, str] = {
     "psnr_real": "PSNR ↑",
@@ -32,103 +35,103 @@ COLUMNS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Result:
-    """One row's images of one case: for each seed the test images, the means of their scores, and seconds for an image."""
+    """One row of one case: the first `SHOWN` images of the first seed, and for each seed the means of its scores."""
 
-    images: tuple[tuple[Pixels, ...], ...]
+    images: tuple[Pixels, ...]
     scores: tuple[Mapping[str, float], ...]
 
 
-def score_once(folder: Path, generated: Sequence[Pixels], case: Case, seconds: float) -> dict[str, float]:
-    """The mean scores of one seed's images, from `folder`/scores.json or measured now."""
-    path = folder / "scores.json"
-    if path.exists():
-        return {key: float(value) for key, value in read_json(path)["mean"].items()}
-    nucleus = NUCLEUS / case.mpp if case.mpp else None
-    scores = score_images(generated, case.read("IHC"), case.read("HE"), case.test, nucleus=nucleus)
-    found = dict(scores.mean)
-    for end in ("", "_cells"):
-        if f"iod_real{end}" in found:
-            real = found[f"iod_real{end}"]
-            found[f"iod_percent{end}"] = (
-                100 * (found[f"iod_generated{end}"] - real) / real if real else float("nan")
-            )
-    found["seconds"] = seconds
-    write_json(path, {"mean": found, "images": dict(zip(case.test, scores.rows, strict=True))})
-    return found
+@dataclass(frozen=True)
+class Finished:
+    """A case with its rows' results, and what else a reader of them must know, a sentence each."""
+
+    case: Case
+    results: Mapping[str, Result]
+    notes: tuple[str, ...] = ()
 
 
-def write_table(
-    out: Path, stem: str, title: str, cases: Mapping[str, tuple[Case, Mapping[str, Result]]], note: str
-) -> Path:
+def write_table(out: Path, stem: str, title: str, found: Sequence[Finished], note: str) -> Path:
     """Write a table for every case as Markdown, JSON and HTML; returns the Markdown file."""
-    blocks, tables, figures = [], [], []
-    for name, (case, results) in cases.items():
-        keys = [key for key in COLUMNS if any(key in scores for r in results.values() for scores in r.scores)]
-        header = ["row", *(COLUMNS[key] for key in keys)]
-        body = [
-            [row, *(_cell([scores.get(key, float("nan")) for scores in result.scores]) for key in keys)]
-            for row, result in results.items()
-        ]
-        about = f"{len(case.test)} test images. " + " ".join(_sentence(n) for n in case.notes)
-        blocks.append(f"### {name}\n\n{markdown_table(header, body)}\n\n{about}\n")
-        tables.append(Table(name, header, body, about))
-        figures.append(_figure(name, case, results))
-    paper = _paper_tables(cases)
-    blocks += [f"### {t.title}\n\n{markdown_table(t.header, t.rows)}\n\n{t.note}\n" for t in paper]
+    paper = _paper_tables(found)
+    tables = [_table(each) for each in found]
     path = out / f"{stem}.md"
-    write_bytes(path, f"## {title}\n\n{note}\n\n{chr(10).join(blocks)}".encode())
+    blocks = [f"### {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.note}\n" for t in (*tables, *paper)]
+    write_bytes(path, "\n".join([f"## {title}\n\n{note}\n", *blocks]).encode())
     write_json(
         out / f"{stem}.json",
         {
             "note": note,
+            "about": {each.case.name: [*each.case.notes, *each.notes] for each in found},
             "cases": {
-                n: {row: list(r.scores) for row, r in found.items()} for n, (_, found) in cases.items()
+                each.case.name: {row: [plain(s) for s in r.scores] for row, r in each.results.items()}
+                for each in found
             },
         },
     )
-    for figure in figures:
-        assert not isinstance(figure.image, Path | str)
-        write_image(out / f"{stem}-{_plain(figure.title)}.png", figure.image)
+    figures = []
+    for each in found:
+        sheet = _sheet(each)
+        write_image(out / f"{stem}-{each.case.name}.png", sheet)
+        figures.append(
+            Figure(
+                each.case.name,
+                "First seed; every diffusion row of a tile begins from the same noise.",
+                sheet,
+            )
+        )
     write_report(out / f"{stem}.html", title, note, figures, [*tables, *paper], [])
     return path
 
 
-def write_figure(
-    out: Path, stem: str, cases: Mapping[str, tuple[Case, Mapping[str, Result]]], note: str, most: int = 3
-) -> Path:
-    """Figure 3: a line for each of the first `most` test images of every case, a column for each system."""
+def write_figure(out: Path, stem: str, found: Sequence[Finished], note: str, most: int = 3) -> Path:
+    """Figure 3: a line for each of the first `most` test images of every case, a column for each system.
+
+    A system that a case does not have leaves its place white.
+    """
+    systems = list(dict.fromkeys(row for each in found for row in each.results))
     grid: list[list[Pixels]] = []
     titles: list[str] = []
-    columns: list[str] = []
-    for name, (case, results) in cases.items():
-        he, real = case.read("HE"), case.read("IHC")
-        columns = ["H&E", *results, "real IHC"]
-        for i in range(min(most, len(case.test))):
-            grid.append([he[i], *(result.images[0][i] for result in results.values()), real[i]])
-            titles.append(f"{name} {i + 1}")
-    sheet = contact_sheet(grid, columns, titles)
+    for each in found:
+        he, real = each.case.read("HE", most), each.case.read("IHC", most)
+        for i in range(len(he)):
+            made = {row: result.images[i] for row, result in each.results.items()}
+            grid.append([he[i], *(made.get(row, np.full_like(he[i], 255)) for row in systems), real[i]])
+            titles.append(f"{each.case.name} {i + 1}")
+    sheet = contact_sheet(grid, ["H&E", *systems, "real IHC"], titles)
     path = out / f"{stem}.png"
     write_image(path, sheet)
-    write_report(
-        out / f"{stem}.html", "Figure 3", note, [Figure("Visual comparison", "First seed.", sheet)], [], []
-    )
+    about = [f"{each.case.name}: {_sentence(n)}" for each in found for n in (*each.case.notes, *each.notes)]
+    figure = Figure("Visual comparison", "First seed.", sheet)
+    write_report(out / f"{stem}.html", "Figure 3", note, [figure], [], about)
     return path
 
 
-def _figure(name: str, case: Case, results: Mapping[str, Result], most: int = 6) -> Figure:
-    rows = [
-        case.read("HE")[:most],
-        case.read("IHC")[:most],
-        *(list(r.images[0][:most]) for r in results.values()),
+def _table(found: Finished) -> Table:
+    results = found.results
+    keys = [key for key in COLUMNS if any(key in scores for r in results.values() for scores in r.scores)]
+    body = [
+        [row, *(_cell([scores.get(key, math.nan) for scores in result.scores]) for key in keys)]
+        for row, result in results.items()
     ]
-    sheet = contact_sheet(rows, [n[:20] for n in case.test[:most]], ["H&E", "real IHC", *results])
-    return Figure(name, "First seed; every diffusion row of a tile begins from the same noise.", sheet)
+    sentences = [f"{len(found.case.test)} test images", *found.case.notes, *found.notes]
+    about = " ".join(_sentence(each) for each in sentences)
+    return Table(found.case.name, ["row", *(COLUMNS[key] for key in keys)], body, about)
 
 
-def _paper_tables(cases: Mapping[str, tuple[Case, Mapping[str, Result]]]) -> list[Table]:
+def _sheet(found: Finished) -> Pixels:
+    case = found.case
+    rows = [
+        case.read("HE", SHOWN),
+        case.read("IHC", SHOWN),
+        *(list(r.images) for r in found.results.values()),
+    ]
+    return contact_sheet(rows, [n[:20] for n in case.test[:SHOWN]], ["H&E", "real IHC", *found.results])
+
+
+def _paper_tables(found: Sequence[Finished]) -> list[Table]:
     """What the paper reports for the rows that are here, on its dataset of the case's name, else on all three."""
-    rows = {row for _, results in cases.values() for row in results}
-    meant = [reported_for(name) for name in cases]
+    rows = {row for each in found for row in each.results}
+    meant = [reported_for(f"{each.case.name} {each.case.marker or ''}") for each in found]
     shown = [d for d in DATASETS if d in meant] or list(DATASETS)
     header = ["row", "PSNR ↑", "VIF ↑", "Hist ↑", "IOD x1e7"]
     note = (
@@ -150,14 +153,13 @@ def _paper_tables(cases: Mapping[str, tuple[Case, Mapping[str, Result]]]) -> lis
 
 
 def _cell(values: Sequence[float]) -> str:
+    """Mean and interval over seeds; seeds whose value is undefined or infinite are left out and counted."""
     found = interval(values)
-    if found.low is None or found.high is None:
-        return f"{found.mean:.3g}"
-    return f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]"
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.lower())
+    if not found.n:
+        return "–"
+    between = "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
+    counted = f" ({found.n} of {len(values)} seeds)" if found.left_out else ""
+    return f"{found.mean:.3g}{between}{counted}"
 
 
 def _sentence(text: str) -> str:

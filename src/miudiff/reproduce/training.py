@@ -8,23 +8,31 @@ noise. A generator has no noise: its seeds are whole trainings.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from miudiff.checkpoints import WEIGHTS, find_states
-from miudiff.config import parse
+from miudiff.config import parse, read_yaml
 from miudiff.device import Placement, Precision
-from miudiff.diffusion.classifier import load_classifier
+from miudiff.diffusion.classifier import ClassifierNetwork, load_classifier
+from miudiff.diffusion.learner import begin_with
+from miudiff.diffusion.score import build_unet
+from miudiff.errors import CheckpointError, ConfigError
 from miudiff.images import list_images, read_image
-from miudiff.methods.model import Card, Model, from_runs, load_model, save_model
-from miudiff.methods.tone import measure_tone
+from miudiff.methods.generator import GeneratorModel
+from miudiff.methods.model import Card, Model, from_runs, load_model, model_folder, save_model
+from miudiff.methods.systems import load_any
+from miudiff.methods.tone import ToneCurve, measure_tone
 from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.cases import Case
-from miudiff.runs import RunConfig
+from miudiff.reproduce.prepare import MULTIPLE, STAINS
+from miudiff.runs import RunConfig, check
 
 GENERATORS: tuple[Task, ...] = ("cut", "asp")
-MULTIPLE = 32  # the paper's network halves a tile five times
+# May differ between a run and the same run gone on with: none of it changes what is learned.
+_FREE = {"out", "device", "precision", "log_every", "save_every", "workers", "held_out"}
 
 
 def run_folder(case: Case, task: Task, seed: int = 0) -> Path:
@@ -44,10 +52,11 @@ def run_config(
     """The training run of a learner on a case.
 
     Args:
-        init: For the score model: a model folder whose U-Net it begins with.
+        init: For the score model: a model folder, or the name of one that ships, whose U-Net it begins with.
 
     Raises:
         ConfigError: Settings in the budget that do not fit the learner.
+        CheckpointError: No model at `init`.
     """
     training = budget.training(task)
     tile = min(training.tile, case.smallest_side() // MULTIPLE * MULTIPLE)
@@ -57,7 +66,9 @@ def run_config(
     both = task not in ("score", "mi")
     settings = dict(training.settings)
     if task == "score" and init is not None:
-        settings["init"] = str(init / "unet")
+        settings["init"] = str(model_folder(init) / "unet")
+    if task == "classifier" and tile < training.tile:
+        settings["network"] = _smaller(settings.get("network", {}), tile)
     marker = {"marker": case.marker} if case.marker else {}
     values: dict[str, Any] = {
         "task": task,
@@ -81,6 +92,59 @@ def run_config(
     return parse(RunConfig, values, f"the budget's '{task}'")
 
 
+def _smaller(network: Any, tile: int) -> Any:
+    """The classifier's network for smaller tiles, with attention at the same depths; wrong settings stay as they are, to be told."""
+    if not isinstance(network, Mapping):
+        return network
+    size, attention = (
+        network.get(key, ClassifierNetwork.model_fields[key].default) for key in ("size", "attention")
+    )
+    try:
+        depths = [level for level in range(16) if size >> level in attention]
+    except TypeError:
+        return network
+    return {**network, "size": tile, "attention": [tile >> level for level in depths]}
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse a run that could not be trained, or whose folder holds another one, before any is begun.
+
+    Raises:
+        ConfigError: Settings that contradict each other, or a run that was begun with others.
+        CheckpointError: Weights to begin with that are not there or of another shape.
+    """
+    check(config)
+    record = config.out / "run.yaml"
+    if record.exists() and find_states(config.out):
+        before = parse(RunConfig, read_yaml(record), str(record))
+        if found := _difference(_learned(before), _learned(config)):
+            key, was, now = found
+            raise ConfigError(
+                f"{record}: this run was begun with {key} {was!r}, now it is {now!r}; give another --out, or remove {config.out}"
+            )
+    elif config.task == "score" and config.score.init is not None:
+        network = config.score.network
+        try:
+            begin_with(build_unet(network), config.score.init, network)
+        except CheckpointError as error:
+            raise CheckpointError(f"--init: {error}; give a model of the budget's network") from error
+
+
+def _learned(config: RunConfig) -> dict[str, Any]:
+    root = {"data": {"root"}, "he": {"root"}}
+    return config.model_dump(mode="json", exclude={**dict.fromkeys(_FREE, True), **root})
+
+
+def _difference(before: Any, now: Any, key: str = "") -> tuple[str, object, object] | None:
+    """The first (key, value before, value now) in which two configurations differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in now:
+            if found := _difference(before.get(name), now[name], f"{key}.{name}".removeprefix(".")):
+                return found
+        return None
+    return None if before == now else (key, before, now)
+
+
 def trained(config: RunConfig) -> bool:
     """Whether a run has come to its end."""
     states = find_states(config.out)
@@ -88,8 +152,43 @@ def trained(config: RunConfig) -> bool:
     return bool(weights) and bool(states) and states[-1][0] >= config.steps
 
 
+def given_model(case: Case, name: str, placement: Placement) -> Model:
+    """The model that `--model` names for a case; where it has no luma curve for the marker, with that of the training images.
+
+    Raises:
+        CheckpointError, ConfigError: No such model, a generator, or one that does not stain the case's marker.
+    """
+    model = load_any(name, placement)
+    if isinstance(model, GeneratorModel):
+        raise ConfigError(
+            f"--model {case.name}={name}: a generator trained by {model.method}, expected a score model: a folder with a unet"
+        )
+    marker = marker_of(case, model)
+    if marker is None or model.tone(marker) is not None:
+        return model
+    tone = {**model.card.tone, marker: _tone(case)}
+    return replace(model, card=model.card.model_copy(update={"tone": tone}))
+
+
+def marker_of(case: Case, model: Model) -> str | None:
+    """The marker that a model is to stain a case for; None where the model has one, without a name.
+
+    Raises:
+        ConfigError: The model has others, or several and the dataset does not say which.
+    """
+    markers = model.card.markers
+    if not markers or case.marker in markers:
+        return case.marker if markers else None
+    if case.marker is None and len(markers) == 1:
+        return markers[0]
+    meant = case.marker or "not named"
+    raise ConfigError(
+        f"--model {case.name}=...: the model '{model.card.name}' stains {', '.join(markers)}, but the marker of {case.name} is {meant}; give a model of that marker, or name the folder of the IHC images after theirs"
+    )
+
+
 def diffusion_model(
-    case: Case, with_mi: bool, with_classifier: bool, given: str | None, placement: Placement
+    case: Case, with_mi: bool, with_classifier: bool, given: Model | None, placement: Placement
 ) -> Model:
     """The model of the diffusion systems: `given` or made of the runs, with the luma curve of the training images.
 
@@ -98,22 +197,22 @@ def diffusion_model(
     runs = case.folder / "runs"
     classifier = runs / "classifier" / "weights" if with_classifier else None
     if given is not None:
-        model = load_model(given, placement)
         network = load_classifier(classifier).eval().requires_grad_(False) if classifier else None
-        return replace(model, classifier=network.to(placement.device) if network else None)
-    images = {
-        stain: [read_image(p) for p in list_images(case.images / "train" / stain)] for stain in ("HE", "IHC")
-    }
-    tone = measure_tone(images["HE"], images["IHC"])
+        return replace(given, classifier=network.to(placement.device) if network else None)
     marker = case.marker or "IHC"
     card = Card(
         name=case.name,
         markers=(marker,),
         mpp=case.mpp,
-        tone={marker: tone},
+        tone={marker: _tone(case)},
         description=f"Trained by `miudiff reproduce` on {case.train[1]} IHC images",
     )
     folder = case.folder / "model"
     estimator = runs / "mi" / "weights" if with_mi else None
     save_model(folder, from_runs(runs / "score" / "weights", estimator, card, classifier))
     return load_model(folder, placement)
+
+
+def _tone(case: Case) -> ToneCurve:
+    he, ihc = ((read_image(p) for p in list_images(case.images / "train" / stain)) for stain in STAINS)
+    return measure_tone(he, ihc)

@@ -1,0 +1,254 @@
+"""Making a case's images: divided into training and test, shrunk as a whole, at one scale."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from miudiff.data.layouts import Dataset, Field, Layout, Pair, open_dataset
+from miudiff.data.splits import Split, leaks, official_split, paper_split
+from miudiff.data.twin import MARKER, at_scale, twin_region
+from miudiff.errors import DataError
+from miudiff.images import Pixels, read_image, read_scale, resize, write_image
+from miudiff.reproduce.sources import TWIN_MPP, Source
+
+TWIN_TILE = 128
+LEAST = 64  # two patches of the MI estimator, and VIF's windows
+MULTIPLE = (
+    32  # the paper's network halves an image five times, and ILVR and EGSDE compare what is 32 times coarser
+)
+SplitName = Literal["auto", "official", "paper"]
+STAINS: tuple[Literal["HE"], Literal["IHC"]] = ("HE", "IHC")
+
+# What the publications of these sets state for their 1024 x 1024 patches; for other sizes it would be a guess.
+PUBLISHED_MPP: dict[Layout, float] = {"mist": 0.4661, "bci": 0.46}
+PUBLISHED_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the images of a case are made.
+
+    Attributes:
+        side: The longer side of a prepared image in pixels.
+        most: Test images at most, the first by name; None takes all.
+        split_seed: Of the paper's split.
+    """
+
+    side: int
+    most: int | None = None
+    split: SplitName = "auto"
+    split_seed: int = 0
+
+
+def prepare_twin(images: Path) -> dict[str, Any]:
+    """The twin set: its training half whole, its held-out half as tiles. Returns what `case.json` says of it."""
+    for stain, image in zip(STAINS, twin_region("train"), strict=True):
+        write_image(images / "train" / stain / "left.png", at_scale(image, TWIN_MPP))
+    names: list[str] = []
+    for stain, image in zip(STAINS, twin_region("test"), strict=True):
+        scaled = at_scale(image, TWIN_MPP)
+        names = []
+        for y in range(0, scaled.shape[0] - TWIN_TILE + 1, TWIN_TILE):
+            for x in range(0, scaled.shape[1] - TWIN_TILE + 1, TWIN_TILE):
+                names.append(f"right_{y}_{x}")
+                tile = scaled[y : y + TWIN_TILE, x : x + TWIN_TILE]
+                write_image(images / "test" / stain / f"{names[-1]}.png", tile)
+    note = "Twin set: the H&E image is rendered from the IHC image's own tissue; trained on its left half, tested on its right half, of one slide."
+    return {
+        "marker": MARKER,
+        "mpp": TWIN_MPP,
+        "paired": True,
+        "notes": [note],
+        "train": [1, 1],
+        "test": names,
+    }
+
+
+def prepare_root(source: Source, images: Path, settings: Settings) -> dict[str, Any]:
+    """A dataset of the user's, into `images`/{train,test}/{HE,IHC}. Returns what `case.json` says of it.
+
+    Raises:
+        DataError: Several markers, no pairs to test on, no images to train on, an unreadable image, or several scales.
+    """
+    assert source.root is not None
+    dataset = open_dataset(source.root)
+    if len(dataset.markers) > 1:
+        raise DataError(
+            f"{source.root}: holds {', '.join(dataset.markers)}; one case has one marker, give --data {source.name}={source.root}/... of one"
+        )
+    divided = _divide(dataset, settings.split, settings.split_seed)
+    test_part = "test" if divided.fields("test") else "val"  # MIST's official test part is named val
+    pairs = divided.dataset.pairs(test_part)[: settings.most]
+    training = {stain: divided.fields("train", stain) for stain in STAINS}
+    for kind, fields in training.items():
+        if not fields:
+            raise DataError(f"{source.root}: no {kind} images in its training part; see `miudiff data check`")
+    if not pairs:
+        raise DataError(
+            f"{source.root}: no H&E/IHC pairs in its test part to measure on; see `miudiff data check`"
+        )
+    scale = _Scale(source, dataset.layout)
+    paired = divided.dataset.pairs("train")
+    _write_training(images / "train", training, paired, source.root, scale, settings.side)
+    names = _write_test(images / "test", pairs, source.root, scale, settings.side)
+    part = f"{divided.name} split, test part '{test_part}'"
+    if divided.seed is not None:
+        part += f", seed {divided.seed}, divided by {divided.by}"
+    return {
+        "marker": dataset.markers[0] if dataset.markers else None,
+        "mpp": scale.mpp,
+        "paired": bool(paired) and len(paired) == len(training["HE"]) == len(training["IHC"]),
+        "notes": [
+            part,
+            *scale.notes(settings.side),
+            *divided.warnings,
+            *_shared(divided, test_part),
+            *dataset.notes,
+        ],
+        "train": [len(training["HE"]), len(training["IHC"])],
+        "test": names,
+    }
+
+
+def _divide(dataset: Dataset, split: SplitName, seed: int) -> Split:
+    states = {"train"} < set(dataset.splits)  # train, and something to test on
+    if split == "official" or (split == "auto" and states):
+        return official_split(dataset)
+    return paper_split(dataset, seed)
+
+
+def _write_training(
+    folder: Path,
+    training: dict[Literal["HE", "IHC"], list[Field]],
+    paired: Sequence[Pair],
+    root: Path,
+    scale: _Scale,
+    side: int,
+) -> None:
+    # Partners get one name; ASP finds them by it, and no other system looks at names.
+    partner = {pair.ihc.path: pair.he.path for pair in paired}
+    alone = [f for f in training["IHC"] if f.path not in partner]
+    names = _names([*training["HE"], *alone], root)
+    for stain, fields in training.items():
+        for field in fields:
+            name = names[partner.get(field.path, field.path)]
+            write_image(folder / stain / f"{name}.png", scale.shrink(field.path, side))
+
+
+def _write_test(folder: Path, pairs: Sequence[Pair], root: Path, scale: _Scale, side: int) -> list[str]:
+    names = _names([p.he for p in pairs], root)
+    for pair in pairs:
+        he, ihc = (scale.shrink(field.path, side) for field in (pair.he, pair.ihc))
+        if he.shape != ihc.shape:
+            raise DataError(
+                f"{pair.ihc.path}: {ihc.shape[1]} x {ihc.shape[0]} once shrunk, but {pair.he.path} is {he.shape[1]} x {he.shape[0]}; a test pair has one size"
+            )
+        for stain, image in zip(STAINS, (he, ihc), strict=True):
+            write_image(folder / stain / f"{names[pair.he.path]}.png", image)
+    return sorted(names.values())
+
+
+def _names(fields: Sequence[Field], root: Path) -> dict[Path, str]:
+    """A name for each file, no two alike: its own where no other has it, else with its folders, at worst with a number."""
+    count = Counter(f.name for f in fields)
+    found: dict[Path, str] = {}
+    taken: set[str] = {name for name, times in count.items() if times == 1}
+    for field in fields:
+        if count[field.name] == 1:
+            found[field.path] = field.name
+            continue
+        parts = (*field.path.relative_to(root).parts[:-1], field.name)
+        plain = name = "_".join(parts).replace(" ", "_")
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{plain}-{number}"
+        taken.add(name)
+        found[field.path] = name
+    return found
+
+
+def _shared(divided: Split, test_part: str) -> list[str]:
+    """What training and test have in common, a sentence for each kind."""
+    both = [leak for leak in leaks(divided) if {"train", test_part} <= set(leak.parts)]
+    told = []
+    for kind, what in (("slide", "slides are"), ("content", "files are, byte for byte,")):
+        found = [leak.name if kind == "slide" else leak.paths[0].name for leak in both if leak.kind == kind]
+        if found:
+            told.append(f"{len(found)} {what} both in training and in test ({found[0]} is the first)")
+    return told
+
+
+class _Scale:
+    """Shrinks images to one side and keeps their scale: all must have the same."""
+
+    def __init__(self, source: Source, layout: Layout) -> None:
+        self.given, self.layout, self.root = source.mpp, layout, source.root
+        self.mpp: float | None = None
+        self._published = False
+        self._factors: set[float] = set()
+        self._first: Path | None = None
+
+    def shrink(self, path: Path, side: int) -> Pixels:
+        """Uint8 [h, w, 3] with the longer side at most `side`; what is beyond a multiple of 32 is cut off at the right and below.
+
+        Raises:
+            DataError: Too small, or the image's scale after shrinking differs from the others'.
+        """
+        pixels = read_image(path)
+        height, width = pixels.shape[:2]
+        factor = min(1.0, side / max(height, width))
+        rows, columns = round(height * factor), round(width * factor)
+        if min(rows, columns) < LEAST:
+            raise DataError(
+                f"{path}: {width} x {height} pixels are {columns} x {rows} once the longer side is {side}, expected at least {LEAST} on each side; leave it out, or take a budget with a larger side"
+            )
+        native = self._native(path, height, width)
+        mpp = native / factor if native is not None else None
+        self._factors.add(round(factor, 3))
+        if self._first is None:
+            self._first, self.mpp = path, mpp
+        elif (mpp is None) != (self.mpp is None) or (
+            mpp is not None and self.mpp is not None and abs(mpp - self.mpp) > 0.02 * self.mpp
+        ):
+            raise DataError(
+                f"{path}: {_told(mpp)} once its longer side is {side}, but {self._first} has {_told(self.mpp)}; a case has one scale"
+            )
+        small = resize(pixels, rows, columns)
+        return small[: rows // MULTIPLE * MULTIPLE, : columns // MULTIPLE * MULTIPLE]
+
+    def notes(self, side: int) -> list[str]:
+        """What a reader must know of the scale, a sentence each."""
+        if self.mpp is None:
+            told = [
+                "Scale unknown: the files state no um/px and none was given; measures of cells are left out."
+            ]
+            if len(self._factors) > 1:
+                told.append(
+                    f"Images of several sizes were shrunk to {side} pixels, by {max(self._factors):g} to {min(self._factors):g}: their scales may differ."
+                )
+            return told
+        if self._published:
+            return [
+                f"{PUBLISHED_MPP[self.layout]:g} um/px before shrinking, as published for {self.layout.upper()}"
+            ]
+        return []
+
+    def _native(self, path: Path, height: int, width: int) -> float | None:
+        if self.given is not None:
+            return self.given
+        stated = read_scale(path)
+        if stated is not None:
+            return stated
+        if (height, width) == (PUBLISHED_SIDE, PUBLISHED_SIDE) and self.layout in PUBLISHED_MPP:
+            self._published = True
+            return PUBLISHED_MPP[self.layout]
+        return None
+
+
+def _told(mpp: float | None) -> str:
+    return "no stated scale" if mpp is None else f"{mpp:.3g} um/px"
