@@ -58,11 +58,25 @@ def test_a_dataset_that_is_ready_is_not_made_again(tmp_path):
         ready(root, tmp_path / "out", side=96)
 
 
-def test_unpaired_training_images_are_told(tmp_path):
+def test_training_images_without_a_partner_are_told_and_asp_leaves_them_out(tmp_path):
     root = bci(tmp_path / "bci")
     write_image(root / "IHC" / "train" / "00009_train_2+.png", tissue(96, 96, 3))
     case = ready(root, tmp_path / "out")
-    assert (case.paired, case.train) == (False, (2, 3))
+    assert (case.paired, case.train, case.alone()) == (True, (2, 3), ["00009_train_2+"])
+    assert any("ASP trains on 2 pairs, all others on 3 images" in note for note in case.notes)
+    budget = load_budget("smoke")
+    kept = {
+        task: run_config(case, task, budget, 0, "cpu", "fp32").data.sources[0].exclude
+        for task in ("asp", "cut")
+    }
+    assert kept == {"asp": ("00009_train_2+.png",), "cut": ()}
+
+
+def test_training_images_of_which_none_has_a_partner_are_no_pairs(tmp_path):
+    root = bci(tmp_path / "bci")
+    for path in list_images(root / "HE" / "train"):
+        path.rename(path.with_name(path.name.replace("0000", "0005")))
+    assert not ready(root, tmp_path / "out").paired
 
 
 def test_a_scale_that_nobody_states_stays_unknown_and_is_told(tmp_path):
@@ -233,7 +247,8 @@ def _same_but_for_seconds(first, second):
 
 def test_a_dataset_without_training_pairs_has_no_row_of_asp(tmp_path, budget):
     root = bci(tmp_path / "bci")
-    write_image(root / "IHC" / "train" / "00009_train_2+.png", tissue(96, 96, 3))
+    for path in list_images(root / "HE" / "train"):
+        path.rename(path.with_name(path.name.replace("0000", "0005")))
     said = []
     path = reproduce(options("figure3", root, tmp_path / "out", budget), False, said.append)
     assert any("no row ASP" in line for line in said)

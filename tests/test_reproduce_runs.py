@@ -11,13 +11,13 @@ import torch
 
 from miudiff.checkpoints import find_states
 from miudiff.errors import ConfigError, NonFiniteError
-from miudiff.images import read_image, write_image
+from miudiff.images import list_images, read_image
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import load_model, save_model
 from miudiff.methods.sdedit import SDEdit
 from miudiff.reproduce import Options
 from miudiff.reproduce.rows import rows_of
-from small_set import TINY, bci, budget_file, make, mist, options, plain, tissue
+from small_set import TINY, bci, budget_file, make, mist, options, plain
 from tiny import tiny_model
 
 
@@ -149,7 +149,8 @@ def test_table_2_has_its_rows_and_the_papers_beside_them(tmp_path, budget):
 
 def test_figure_3_has_a_place_for_each_system_where_a_case_lacks_one(tmp_path, budget):
     pairs, loose = bci(tmp_path / "pairs"), bci(tmp_path / "loose")
-    write_image(loose / "IHC" / "train" / "00009_train_2+.png", tissue(96, 96, 3))
+    for path in list_images(loose / "HE" / "train"):
+        path.rename(path.with_name(path.name.replace("0000", "0005")))
     asked = replace(
         options("figure3", pairs, tmp_path / "out", budget, only=("CUT", "ASP")),
         data=(f"pairs={pairs}", f"loose={loose}"),
@@ -167,7 +168,8 @@ def test_figure_3_has_a_place_for_each_system_where_a_case_lacks_one(tmp_path, b
 
 def test_a_table_of_rows_that_cannot_be_made_is_refused(tmp_path, budget):
     root = bci(tmp_path / "bci")
-    write_image(root / "IHC" / "train" / "00009_train_2+.png", tissue(96, 96, 3))
+    for path in list_images(root / "HE" / "train"):
+        path.rename(path.with_name(path.name.replace("0000", "0005")))
     with pytest.raises(ConfigError, match="no row is left of ASP"):
         make(options("table1", root, tmp_path / "out", budget, only=("ASP",)))
 

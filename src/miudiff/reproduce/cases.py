@@ -31,7 +31,7 @@ class Case:
     Attributes:
         folder: OUT/NAME.
         mpp: Micrometres per pixel of the prepared images, None where nothing states it.
-        paired: Whether every training H&E image has its IHC image; ASP can be trained only there.
+        paired: Whether some training H&E image has its IHC image; ASP is trained on those alone.
         notes: How it was divided and what a reader of the scores must know, a sentence each.
         train: How many (H&E, IHC) images there are to train on.
         test: The names of the test pairs.
@@ -57,6 +57,11 @@ class Case:
     def read(self, stain: Literal["HE", "IHC"], most: int | None = None) -> list[Pixels]:
         """The first `most` test images of a stain, in the order of `test`."""
         return [read_image(path) for path in self.files(stain)[:most]]
+
+    def alone(self) -> list[str]:
+        """The names of training images without a partner, sorted."""
+        he, ihc = ({p.stem for p in list_images(self.images / "train" / stain)} for stain in STAINS)
+        return sorted(he ^ ihc)
 
     def smallest_side(self) -> int:
         """The shorter side of the smallest training image: no training tile can be larger."""

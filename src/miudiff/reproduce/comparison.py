@@ -144,9 +144,7 @@ def _job(
     possible = [row for row in rows if case.paired or row.method != "asp"]
     for row in rows:
         if row not in possible:
-            say(
-                f"{case.name}: no row {row.name}, which trains on pairs: not every training image has its partner"
-            )
+            say(f"{case.name}: no row {row.name}, which trains on pairs: no training image has its partner")
     if not possible:
         raise ConfigError(f"{case.name}: no row is left of {', '.join(row.name for row in rows)}")
     given = given_model(case, source.model, placement) if source.model is not None else None

@@ -78,7 +78,7 @@ def estimate(
         shape = case.read("HE", 1)[0].shape
         for row in rows:
             if row.method == "asp" and not case.paired:
-                lines.append(f"  {row.name:<18} left out: not every training image has its partner")
+                lines.append(f"  {row.name:<18} left out: no training image has its partner")
                 continue
             folders = [results_folder(case, row, seed) for seed in range(budget.seeds)]
             left = sum(not (folder / f"{name}.png").exists() for folder in folders for name in case.test)

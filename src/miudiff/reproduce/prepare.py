@@ -101,12 +101,13 @@ def prepare_root(source: Source, images: Path, settings: Settings) -> dict[str, 
     return {
         "marker": dataset.markers[0] if dataset.markers else None,
         "mpp": scale.mpp,
-        "paired": bool(paired) and len(paired) == len(training["HE"]) == len(training["IHC"]),
+        "paired": bool(paired),
         "notes": [
             part,
             *scale.notes(settings.side),
             *divided.warnings,
             *_shared(divided, test_part),
+            *_alone(len(paired), max(len(training["HE"]), len(training["IHC"]))),
             *dataset.notes,
         ],
         "train": [len(training["HE"]), len(training["IHC"])],
@@ -170,6 +171,15 @@ def _names(fields: Sequence[Field], root: Path) -> dict[Path, str]:
         taken.add(name)
         found[field.path] = name
     return found
+
+
+def _alone(pairs: int, images: int) -> list[str]:
+    """What ASP does not see, a sentence."""
+    return (
+        [f"ASP trains on {pairs} pairs, all others on {images} images of a stain"]
+        if 0 < pairs < images
+        else []
+    )
 
 
 def _shared(divided: Split, test_part: str) -> list[str]:

@@ -8,6 +8,7 @@ noise. A generator has no noise: its seeds are whole trainings.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,9 @@ def run_config(
     tile = min(training.tile, case.smallest_side() // MULTIPLE * MULTIPLE)
     data = {"root": case.images / "train", "size": tile}
     scale = {"native": True} if case.mpp is None else {"mpp": case.mpp}
-    source = {} if case.mpp is None else {"mpp": case.mpp}
+    source: dict[str, Any] = {} if case.mpp is None else {"mpp": case.mpp}
+    if task == "asp":
+        source["exclude"] = [f"{glob.escape(name)}.png" for name in case.alone()]
     both = task not in ("score", "mi")
     settings = dict(training.settings)
     if task == "score" and init is not None:
