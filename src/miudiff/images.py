@@ -173,6 +173,11 @@ def read_scale(path: str | Path) -> float | None:
     return None
 
 
+def same_scale(found: float, expected: float, share: float = 0.02) -> bool:
+    """Whether two micrometres per pixel are one scale: no further apart than a share of the second."""
+    return abs(found - expected) <= share * expected
+
+
 def write_image(path: str | Path, pixels: Pixels, mpp: float | None = None) -> None:
     """Write uint8 [H, W, 3] or [H, W] in the format that the ending of `path` names; the file appears whole or not at all.
 

@@ -24,11 +24,11 @@ from miudiff.checkpoints import find_states, write_json
 from miudiff.config import Strict, parse, read_yaml, to_yaml
 from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs, names_both_stains
 from miudiff.data.tiles import DataConfig, Tiles, collate, find_images
-from miudiff.device import place
+from miudiff.device import Placement, place
 from miudiff.diffusion.classifier_learner import ClassifierConfig, ClassifierLearner
 from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
 from miudiff.errors import ConfigError
-from miudiff.images import write_bytes
+from miudiff.images import same_scale, write_bytes
 from miudiff.information.estimator import Estimator
 from miudiff.information.learner import MIConfig, MILearner, held_out_curve
 from miudiff.methods.asp import ASPConfig, ASPLearner
@@ -106,9 +106,7 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
     placement = place(config.device, config.precision)
     if placement.device.type == "cuda" and placement.device.index is not None:
         torch.cuda.set_device(placement.device)  # accelerate takes the current card
-    accelerator = Accelerator(
-        cpu=placement.device.type == "cpu", mixed_precision="bf16" if placement.precision == "bf16" else "no"
-    )
+    accelerator = accelerator_on(placement)
     main = accelerator.is_main_process
     check(config)
     tiles, count = _tiles(config, say if main else _silent)
@@ -129,6 +127,13 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
             _say_curve(learner, config, say)
     accelerator.wait_for_everyone()
     return weights
+
+
+def accelerator_on(placement: Placement) -> Accelerator:
+    """What spreads a learner's steps over processes, on that device and in that precision."""
+    return Accelerator(
+        cpu=placement.device.type == "cpu", mixed_precision="bf16" if placement.precision == "bf16" else "no"
+    )
 
 
 def check(config: RunConfig) -> None:
@@ -292,11 +297,7 @@ def trained_as(
             raise ConfigError(
                 f"--marker {', '.join(markers)}: {folder} was trained as {', '.join(config.markers)}, in this order"
             )
-        if (
-            mpp is not None
-            and config.data.mpp is not None
-            and abs(mpp - config.data.mpp) > 0.02 * config.data.mpp
-        ):
+        if mpp is not None and config.data.mpp is not None and not same_scale(mpp, config.data.mpp):
             raise ConfigError(
                 f"{folder}: trained at {config.data.mpp:g} um/px, but the model is to be at {mpp:g}"
             )

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from miudiff import __version__
 from miudiff.checkpoints import append_json, read_json, write_json
 from miudiff.errors import CheckpointError, DataError, MiudiffError
-from miudiff.images import SUFFIXES, list_images, read_image, read_scale, write_image
+from miudiff.images import SUFFIXES, list_images, read_image, read_scale, same_scale, write_image
 from miudiff.methods.sdedit import StepReport
 from miudiff.stainer import VirtualStainer
 
@@ -169,7 +169,7 @@ def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[floa
     stated = read_scale(path)
     model = stainer.model.card.mpp
     if mpp is not None:
-        differs = stated is not None and abs(stated - mpp) > 0.02 * mpp
+        differs = stated is not None and not same_scale(stated, mpp)
         unused = "" if model else " (of no use: the model states no scale)"
         return mpp, f"{mpp:g} um/px as given" + (f" (the file states {stated:g})" if differs else "") + unused
     if stated is not None:

@@ -26,6 +26,7 @@ from miudiff.data.tiles import (
     open_split,
 )
 from miudiff.errors import DataError
+from miudiff.images import same_scale
 
 Warn = Callable[[str], None]
 
@@ -123,7 +124,7 @@ def _one_scale(ihc: TileImage, he: TileImage, section: str) -> TilePair:
             raise DataError(
                 f"{here.path}: states no micrometres per pixel, but its partner {there.path.name} has {there.mpp:g}; give {key} 'mpp'"
             )
-    if he.mpp is not None and ihc.mpp is not None and abs(he.mpp - ihc.mpp) > 0.01 * ihc.mpp:
+    if he.mpp is not None and ihc.mpp is not None and not same_scale(he.mpp, ihc.mpp, 0.01):
         raise DataError(
             f"{he.path}: {he.mpp:g} um/px, but its partner {ihc.path} has {ihc.mpp:g}; expected one scale (mpp of {section}.sources and data.sources)"
         )

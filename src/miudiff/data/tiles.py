@@ -24,7 +24,7 @@ from miudiff.config import Strict
 from miudiff.data.layouts import Stain, open_dataset
 from miudiff.data.splits import Part, Split, official_split, paper_split
 from miudiff.errors import DataError
-from miudiff.images import Pixels, list_images, read_image, read_scale, resize, to_tensor
+from miudiff.images import Pixels, list_images, read_image, read_scale, resize, same_scale, to_tensor
 from miudiff.noise import NoiseKey
 
 
@@ -169,7 +169,7 @@ def _check_fitted(config: DataConfig, images: Sequence[TileImage], section: str)
         if image.mpp is not None
     }
     for path, scale in scales.items():
-        if config.mpp is not None and abs(scale - config.mpp) > 0.02 * config.mpp:
+        if config.mpp is not None and not same_scale(scale, config.mpp):
             raise DataError(
                 f"{section}.mpp: found {config.mpp:g}, but {path} shrunk to {config.size} pixels has {scale:.4g} um/px; leave it out, or state that"
             )
@@ -184,7 +184,7 @@ def _two_scales(images: Sequence[TileImage]) -> str | None:
     """Two images of scales more than 2 % apart, in words; None if all have one scale, or state none."""
     first = next((image for image in images if image.mpp is not None), None)
     for image in images:
-        if first and first.mpp and image.mpp and abs(image.mpp - first.mpp) > 0.02 * first.mpp:
+        if first and first.mpp and image.mpp and not same_scale(image.mpp, first.mpp):
             return f"{first.path} has {first.mpp:g} um/px and {image.path} {image.mpp:g}"
     return None
 

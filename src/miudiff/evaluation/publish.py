@@ -78,15 +78,12 @@ def to_json(evaluation: Evaluation, about: Mapping[str, Any]) -> dict[str, Any]:
     if scores is None:
         return content
     return content | {
-        "mean": {key: _finite(value) for key, value in scores.mean.items()},
+        "mean": plain(scores.mean),
         "interval": {
             key: {"low": found.low, "high": found.high, "n": found.n, "left_out": found.left_out}
             for key, found in scores.summary.items()
         },
-        "images": [
-            {"name": name, **{key: _finite(value) for key, value in row.items()}}
-            for name, row in zip(scores.names, scores.rows, strict=True)
-        ],
+        "images": [{"name": name, **plain(row)} for name, row in zip(scores.names, scores.rows, strict=True)],
         "measures": {
             key: {"about": MEASURES[key].about, "better": MEASURES[key].better} for key in scores.summary
         },
@@ -168,8 +165,9 @@ def _csv(scores: Scores) -> str:
     return buffer.getvalue()
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    """As JSON holds them, which knows no infinity and no NaN."""
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def _lead(evaluation: Evaluation, scores: Scores) -> str:

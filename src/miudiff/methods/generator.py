@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miudiff.checkpoints import WEIGHTS, load_weights, read_json, save_weights, write_json
-from miudiff.config import parse
 from miudiff.device import Placement
-from miudiff.errors import CheckpointError, ConfigError
+from miudiff.errors import CheckpointError
 from miudiff.gan import Generator, GeneratorConfig
-from miudiff.methods.model import Card, fingerprint, model_folder
+from miudiff.methods.model import Card, fingerprint, model_folder, parse_part
 from miudiff.noise import NoiseSource
 
 MethodName = Literal["cut", "fastcut", "asp"]
@@ -105,11 +104,8 @@ def load_generator_model(name: str | Path, placement: Placement | None = None) -
             f"{index}: 'method': found {method!r}, expected a generator of {', '.join(get_args(MethodName))}"
         )
     part = folder / "generator"
-    try:
-        card = parse(Card, about, str(index))
-        config = parse(GeneratorConfig, read_json(part / "config.json"), str(part / "config.json"))
-    except ConfigError as error:  # a file of the model, not of the user's configuration
-        raise CheckpointError(str(error)) from error
+    card = parse_part(Card, about, index)
+    config = parse_part(GeneratorConfig, read_json(part / "config.json"), part / "config.json")
     generator = Generator(config)
     try:
         generator.load_state_dict(load_weights(part / WEIGHTS))

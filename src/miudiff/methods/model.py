@@ -49,6 +49,17 @@ class Card(Strict):
     licence: str = "not stated"
     description: str = ""
 
+    def check_marker(self, marker: str | None) -> None:
+        """Make sure that the model has a marker; None is whatever it has.
+
+        Raises:
+            ConfigError: It has not.
+        """
+        if marker is not None and marker not in self.markers:
+            raise ConfigError(
+                f"marker '{marker}': the model '{self.name}' has {', '.join(self.markers) or 'one, without a name'}"
+            )
+
 
 @dataclass(frozen=True)
 class Model:
@@ -75,14 +86,10 @@ class Model:
         Raises:
             ConfigError: A marker that the model does not have.
         """
-        markers = self.card.markers
-        if marker is not None and marker not in markers:
-            raise ConfigError(
-                f"marker '{marker}': the model '{self.card.name}' has {', '.join(markers) or 'one, without a name'}"
-            )
+        self.card.check_marker(marker)
         if self.score.unet.config.num_class_embeds is None:
             return self.score
-        return ScoreModel(self.score.unet, self.score.sde, markers.index(marker) if marker else 0)
+        return ScoreModel(self.score.unet, self.score.sde, self.card.markers.index(marker) if marker else 0)
 
 
 def model_folder(name: str | Path) -> Path:
@@ -131,7 +138,7 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
 
 def _card(index: Mapping[str, Any], path: Path) -> Card:
     about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
-    return _parse(Card, about, path)
+    return parse_part(Card, about, path)
 
 
 def fingerprint(folder: Path, tone: Mapping[str, ToneCurve] | None = None) -> str:
@@ -150,7 +157,7 @@ _COMPONENTS = ("unet", "scheduler", "mi_estimator", "classifier")
 Settings = TypeVar("Settings", bound=Strict)
 
 
-def _parse(kind: type[Settings], values: Mapping[str, Any], path: Path) -> Settings:
+def parse_part(kind: type[Settings], values: Mapping[str, Any], path: Path) -> Settings:
     """`parse`, for a file that is part of a model and not of a user's configuration."""
     try:
         return parse(kind, values, str(path))
@@ -178,7 +185,7 @@ def _read_schedule(path: Path) -> VPSDE:
 
 def _load_estimator(folder: Path, sde: VPSDE | None = None) -> Estimator:
     settings = read_json(folder / "config.json")
-    estimator = Estimator(_parse(EstimatorConfig, settings, folder / "config.json"), sde)
+    estimator = Estimator(parse_part(EstimatorConfig, settings, folder / "config.json"), sde)
     _fill(estimator, folder / WEIGHTS)
     return estimator
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from miudiff.checkpoints import read_json
 from miudiff.config import Strict, override, parse
@@ -17,7 +17,7 @@ from miudiff.device import Placement
 from miudiff.errors import ConfigError
 from miudiff.methods import egsde, ilvr, sdedit
 from miudiff.methods.egsde import EGSDE, EGSDEConfig
-from miudiff.methods.generator import GeneratorModel, GeneratorTranslator, load_generator_model
+from miudiff.methods.generator import GeneratorModel, GeneratorTranslator, MethodName, load_generator_model
 from miudiff.methods.ilvr import ILVR, ILVRConfig
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import SHIPPED, Model, load_model, model_folder
@@ -43,7 +43,7 @@ SYSTEMS: Mapping[str, System] = {
     "ilvr": System(ILVRConfig, ilvr.PRESETS),
     "egsde": System(EGSDEConfig, egsde.PRESETS),
 }
-GENERATORS = ("cut", "fastcut", "asp")
+GENERATORS = get_args(MethodName)
 Translating = MIUDiff | SDEdit | ILVR | EGSDE | GeneratorTranslator
 
 
@@ -96,9 +96,7 @@ def build(
             raise ConfigError(
                 f"'{model.card.name}' is a model of {model.method}: it takes no other method's settings"
             )
-        if marker is not None and marker not in model.card.markers:
-            has = ", ".join(model.card.markers) or "one, without a name"
-            raise ConfigError(f"marker '{marker}': the model '{model.card.name}' has {has}")
+        model.card.check_marker(marker)
         return GeneratorTranslator(model.generator, placement)
     score, tone = model.for_marker(marker), model.tone(marker)
     match config:

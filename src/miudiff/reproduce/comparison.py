@@ -8,7 +8,7 @@ from pathlib import Path
 
 from miudiff.device import Placement, Precision, place
 from miudiff.errors import ConfigError
-from miudiff.images import read_image
+from miudiff.images import read_image, same_scale
 from miudiff.methods.generator import load_generator_model
 from miudiff.methods.model import Model
 from miudiff.methods.systems import build
@@ -165,7 +165,7 @@ def _notes(case: Case, source: Source, given: Model | None, options: Options) ->
     if given is None:
         return (f"The score model began with the weights of {options.init}",) if options.init else ()
     told = [f"The diffusion systems use the model {source.model} as it is, which this budget did not train"]
-    if given.card.mpp and case.mpp and abs(given.card.mpp - case.mpp) > 0.02 * given.card.mpp:
+    if given.card.mpp and case.mpp and not same_scale(case.mpp, given.card.mpp):
         told.append(f"It was trained at {given.card.mpp:.3g} um/px, these images have {case.mpp:.3g}")
     if given.card.mpp and case.mpp is None:
         told.append(

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TypeVar, get_args
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from miudiff.checkpoints import find_states
@@ -32,7 +31,7 @@ from miudiff.reproduce.cases import Case
 from miudiff.reproduce.rows import Row
 from miudiff.reproduce.training import trained
 from miudiff.reproduce.translating import results_folder
-from miudiff.runs import RunConfig, Sections, learner_of
+from miudiff.runs import RunConfig, Sections, accelerator_on, learner_of
 
 Module = TypeVar("Module", bound=nn.Module)
 PIXEL_BYTES = 2.0  # of a stored PNG pixel: histology compresses by a third
@@ -120,9 +119,7 @@ def _models(
 
 def _training_cost(config: RunConfig, placement: Placement) -> tuple[float, float]:
     """(seconds for a step, bytes for its states and weights) of a run, measured on one sample of noise."""
-    accelerator = Accelerator(
-        cpu=placement.device.type == "cpu", mixed_precision="bf16" if placement.precision == "bf16" else "no"
-    )
+    accelerator = accelerator_on(placement)
     learner = learner_of(config, accelerator)
     size = config.data.size
     batch: dict[str, Tensor] = {

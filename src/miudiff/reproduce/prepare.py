@@ -12,7 +12,7 @@ from miudiff.data.layouts import Dataset, Field, Layout, Pair, open_dataset
 from miudiff.data.splits import Split, leaks, official_split, paper_split
 from miudiff.data.twin import MARKER, at_scale, twin_region
 from miudiff.errors import DataError
-from miudiff.images import Pixels, read_image, read_scale, resize, write_image
+from miudiff.images import Pixels, read_image, read_scale, resize, same_scale, write_image
 from miudiff.reproduce.sources import TWIN_MPP, Source
 
 TWIN_TILE = 128
@@ -223,7 +223,7 @@ class _Scale:
         if self._first is None:
             self._first, self.mpp = path, mpp
         elif (mpp is None) != (self.mpp is None) or (
-            mpp is not None and self.mpp is not None and abs(mpp - self.mpp) > 0.02 * self.mpp
+            mpp is not None and self.mpp is not None and not same_scale(mpp, self.mpp)
         ):
             raise DataError(
                 f"{path}: {_told(mpp)} once its longer side is {side}, but {self._first} has {_told(self.mpp)}; a case has one scale"

@@ -14,6 +14,7 @@ from miudiff import __version__
 from miudiff.checkpoints import read_json, write_json
 from miudiff.evaluation.cells import NUCLEUS
 from miudiff.evaluation.panel import MEASURES
+from miudiff.evaluation.publish import plain
 from miudiff.evaluation.scores import score_images
 from miudiff.images import read_image
 from miudiff.reproduce.cases import Case
@@ -39,11 +40,6 @@ def score_once(made: Translated, case: Case) -> dict[str, float]:
         write_json(path, before)
     mean = {key: math.nan if value is None else float(value) for key, value in before["mean"].items()}
     return {**mean, "seconds": made.seconds}
-
-
-def plain(values: Mapping[str, float]) -> dict[str, float | None]:
-    """As JSON holds them, which knows no infinity and no NaN."""
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def _with_shares(mean: Mapping[str, float]) -> dict[str, float]:

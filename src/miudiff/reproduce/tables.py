@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from miudiff.checkpoints import write_json
+from miudiff.evaluation.publish import plain
 from miudiff.evaluation.report import Figure, Table, contact_sheet, markdown_table, write_report
 from miudiff.evaluation.statistics import interval
 from miudiff.images import Pixels, write_bytes, write_image
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
-from miudiff.reproduce.scoring import plain
 
 SHOWN = 6  # test images on a table's sheet
 # key of `evaluation.panel.MEASURES` -> heading; the paper's own four, then what they leave open.
