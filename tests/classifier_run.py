@@ -44,6 +44,8 @@ def run(folder, stop=6, steps=6):
     learner = ClassifierLearner(CONFIG, Accelerator(cpu=True), 3, steps)
     loop = LoopConfig(stop, batch_size=4, log_every=1, save_every=2)
     train(learner, Squares(), collate, Path(folder), loop, learner.accelerator, lambda line: None)
+    learner.accelerator.wait_for_everyone()
+    learner.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def test_a_classifier_reads_back_with_its_model_and_stains_the_same(tmp_path, fo
     read = build(config, load_model(folders / "diffusion", place("cpu", "fp32")), None, CPU).translate(
         he, [NoiseKey(0, "a")]
     )
-    assert torch.equal(made, read)
+    # not bit for bit: where weights lie in memory decides how some processors add up
+    torch.testing.assert_close(made, read, atol=1e-5, rtol=0)
 
 
 def test_egsde_without_a_classifier_is_refused_in_one_line(tmp_path, he, capsys):

@@ -126,6 +126,7 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         if isinstance(learner, MILearner) and config.held_out:
             _say_curve(learner, config, say)
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # a process that leaves the others' group open may abort as they exit
     return weights
 
 
