@@ -32,7 +32,7 @@ ALLOWED = {
     "gan": {"checkpoints"},
     "diffusion": LEARNING,
     "information": {*LEARNING, "diffusion"},
-    "methods": {*LEARNING, *CORE},
+    "methods": {*LEARNING, *CORE, "tiling"},
     "stainer": {"methods", "tiling"},
     "runs": {*LEARNING, *CORE, "methods"},
     "trajectory": {"methods"},

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from miudiff.config import Strict
-from miudiff.device import Placement, Precision, enough_memory, place
+from miudiff.device import Placement, Precision, enough_memory, is_out_of_memory, place
 from miudiff.errors import ConfigError, DataError, NonFiniteError
 from miudiff.images import MAX_PIXELS, Pixels, resize, to_tensor, to_uint8
+from miudiff.methods.fusion import Fusion
 from miudiff.methods.generator import MULTIPLE, GeneratorModel, GeneratorTranslator
+from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import SHIPPED, Model
 from miudiff.methods.sdedit import Reverse
 from miudiff.methods.systems import GENERATORS, build, configure, load_any, method_of, steps_of
@@ -30,7 +32,10 @@ from miudiff.tiling import over_tiles, places
 from miudiff.tissue import glass as find_glass
 
 OVERLAP = 32  # pixels over which two tiles are blended
+FUSED = 64  # pixels that neighbouring tiles share in mode fuse, where they meet in every step
+BLOCK = 3  # tiles along a side that take the reverse walk together, in mode fuse
 Glass = Literal["keep", "stain"]
+Mode = Literal["blend", "fuse"]
 MIN_SIDE = 64  # two patches of the MI estimator, if they are of 32
 
 
@@ -42,6 +47,9 @@ class VirtualStainer:
         config: From `systems.configure`; None for a generator.
         marker: For a model of several markers; the first by default.
         glass: "keep" leaves the pixels of empty glass as they are (`tissue.glass`), "stain" translates them like tissue.
+        mode: "blend" gives every tile a walk of its own and blends the results; "fuse" lets blocks of BLOCK x BLOCK tiles
+            agree after every step (`methods.fusion`), and blends the blocks.
+        batch: Tiles that the network is given at once; halved for good where memory does not suffice.
 
     Raises:
         ConfigError: Settings that the model cannot follow, or a marker that it does not have.
@@ -54,12 +62,17 @@ class VirtualStainer:
         placement: Placement,
         marker: str | None = None,
         glass: Glass = "keep",
+        mode: Mode = "blend",
+        batch: int = 1,
     ) -> None:
         self.model, self.config, self.placement, self.glass = model, config, placement, glass
+        self.mode, self.batch = mode, batch
         self.marker = marker or (model.card.markers[0] if model.card.markers else None)
         self.method = build(config, model, self.marker, placement)
         self.steps_of_a_tile = steps_of(self.method)
         self.name = model.method if isinstance(model, GeneratorModel) else method_of(config)
+        if mode == "fuse":
+            self._check_fusion()
 
     @property
     def reverse(self) -> Reverse | None:
@@ -78,6 +91,8 @@ class VirtualStainer:
         device: str = "auto",
         precision: Precision = "auto",
         glass: Glass = "keep",
+        mode: Mode = "blend",
+        batch: int = 1,
     ) -> VirtualStainer:
         """Load a model folder, or the model that ships with the package.
 
@@ -96,11 +111,11 @@ class VirtualStainer:
                 raise ConfigError(
                     f"{model}: a trained {loaded.method}, which has no settings; leave out method, preset and changes"
                 )
-            return cls(loaded, None, placement, marker, glass)
+            return cls(loaded, None, placement, marker, glass, mode, batch)
         if method in GENERATORS:
             raise ConfigError(f"{model}: a diffusion model, expected one trained as {method}")
         config = configure(method or "miu-diff", preset, changes)
-        return cls(loaded, config, placement, marker, glass)
+        return cls(loaded, config, placement, marker, glass, mode, batch)
 
     @overload
     def translate(
@@ -149,19 +164,64 @@ class VirtualStainer:
         empty = find_glass(resized, self.model.card.mpp) if self.glass == "keep" else None
 
         def one(pixels: Pixels, top: int, left: int) -> Pixels:
-            if empty is not None and (empty[top : top + self.tile, left : left + self.tile] == 1).all():
+            if empty is not None and (empty[top : top + self.window, left : left + self.window] == 1).all():
                 return pixels
-            with self._memory(pixels):
-                he = to_tensor(pixels).to(self.placement.device)
-                ihc = self.method.translate(he, [key.at(left, top)])
+            return self.stain([pixels], [key.at(left, top)])[0]
+
+        stained = over_tiles(resized, one, self.window, self.overlap, self.multiple)
+        stained = resize(stained, height, width)
+        return stained if empty is None else _with_glass(stained, image, empty)
+
+    def stain(self, pieces: Sequence[Pixels], keys: Sequence[NoiseKey]) -> list[Pixels]:
+        """Virtual IHC of pieces at the model's scale, sides of multiples of `multiple` and of at most `window`; glass and all.
+
+        A piece's result depends on itself and its key alone, up to the rounding of arithmetic over batches.
+
+        Raises:
+            DeviceError: Out of memory, with one tile at a time.
+            NonFiniteError: The network gave a NaN or an infinity.
+        """
+        stained: list[Pixels] = []
+        while len(stained) < len(pieces):
+            done, count = len(stained), 1 if self.mode == "fuse" else self.batch
+            now = [piece for piece in pieces[done : done + count] if piece.shape == pieces[done].shape]
+            with self._memory(now[0]):
+                try:
+                    ihc = self._translate(to_tensor(now), keys[done : done + len(now)])
+                except (RuntimeError, MemoryError) as error:
+                    if self.batch == 1 or not is_out_of_memory(error):
+                        raise
+                    self.batch //= 2
+                    continue
             if not torch.isfinite(ihc).all():
                 raise NonFiniteError(
                     f"the network gave a NaN or an infinity in {self.placement.precision}; are its weights damaged?"
                 )
-            return to_uint8(ihc)[0]
+            stained += to_uint8(ihc)
+        return stained
 
-        stained = resize(over_tiles(resized, one, self.tile, self._overlap, self._multiple), height, width)
-        return stained if empty is None else _with_glass(stained, image, empty)
+    def _translate(self, he: torch.Tensor, keys: Sequence[NoiseKey]) -> torch.Tensor:
+        he = he.to(self.placement.device)
+        if self.mode == "blend" or max(he.shape[2:]) <= self.tile:
+            return self.method.translate(he, keys)
+        assert self.reverse is not None
+        fusion = Fusion(he.shape[2], he.shape[3], min(self.tile, *he.shape[2:]), self._fused)
+        corners = [keys[0].at(keys[0].x + left, keys[0].y + top) for top, left in fusion.corners]
+        self.reverse.fusion, self.reverse.at_once = fusion, self.batch
+        try:
+            return fusion.field(self.method.translate(fusion.cut(he), corners))
+        finally:
+            self.reverse.fusion = self.reverse.at_once = None
+
+    def _check_fusion(self) -> None:
+        if self.reverse is None:
+            raise ConfigError(
+                f"mode fuse: '{self.model.card.name}' takes one pass, not steps; expected blend"
+            )
+        if isinstance(self.method, MIUDiff) and self.method.refined_steps:
+            raise ConfigError(
+                "mode fuse: refinement learns from one tile at a time; expected refinement.loss=none, or mode blend"
+            )
 
     @property
     def lacks_tone(self) -> bool:
@@ -171,14 +231,25 @@ class VirtualStainer:
     @property
     def tile(self) -> int:
         """The largest side that the network is given at once: the model's tile, if the network can halve it as often."""
-        return max(self.model.card.tile // self._multiple, 1) * self._multiple
+        return max(self.model.card.tile // self.multiple, 1) * self.multiple
 
     @property
-    def _overlap(self) -> int:
+    def window(self) -> int:
+        """The largest side of a piece that is stained on its own: a tile, or in mode fuse a block of tiles."""
+        return self.tile if self.mode == "blend" else self.tile + (BLOCK - 1) * (self.tile - self._fused)
+
+    @property
+    def _fused(self) -> int:
+        return min(FUSED, self.tile // 4)
+
+    @property
+    def overlap(self) -> int:
+        """Pixels over which two pieces are blended."""
         return min(OVERLAP, self.tile // 4)
 
     @property
-    def _multiple(self) -> int:
+    def multiple(self) -> int:
+        """What the sides of a piece are multiples of."""
         if isinstance(self.model, GeneratorModel):
             return MULTIPLE
         return 2 ** (len(self.model.score.unet.config.block_out_channels) - 1)
@@ -190,11 +261,12 @@ class VirtualStainer:
         )
 
     def steps(self, rows: int, columns: int) -> int:
-        """How many reverse steps, over all tiles, an image of that working size takes."""
-        multiple = self._multiple
-        padded = (-(-side // multiple) * multiple for side in (rows, columns))
-        tiles = math.prod(len(places(side, self.tile, self._overlap)) for side in padded)
-        return tiles * self.steps_of_a_tile
+        """How many reverse steps, over all pieces, an image of that working size takes."""
+        multiple = self.multiple
+        sides = (-(-side // multiple) * multiple for side in (rows, columns))
+        return (
+            math.prod(len(places(side, self.window, self.overlap)) for side in sides) * self.steps_of_a_tile
+        )
 
     def working_size(self, height: int, width: int, mpp: float | None) -> tuple[int, int]:
         """The image's (rows, columns) at the model's scale.

@@ -64,6 +64,8 @@ class Reverse:
 
     Attributes:
         watch: Called once in every step; a trajectory, a progress line or a log of ratios is made from it.
+        fusion: Makes the tiles of a batch agree after every step (`methods.fusion`); None leaves each to itself.
+        at_once: How many images the network is given at once; None gives it the whole batch.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Reverse:
     ) -> None:
         self.score, self.config, self.placement = score, config, placement
         self.watch: Callable[[StepReport], None] | None = None
+        self.fusion: Callable[[Tensor], Tensor] | None = None
+        self.at_once: int | None = None
         # A model without a curve, trained by somebody else perhaps, is used with its luma as it is.
         self.tone = tone if config.tone else None
         self.sde = config.chain(score.sde)
@@ -94,8 +98,14 @@ class Reverse:
     @torch.no_grad()
     def transition(self, y: Tensor, index: int, score: ScoreModel | None = None) -> Transition:
         """p(y_{i-1} | y_i); `score` stands in for the model, if given."""
+        network = score or self.score
         with self.placement.autocast():
-            eps, fraction = (score or self.score).predict(y, index, self.sde)
+            parts = [
+                network.predict(part, index, self.sde) for part in torch.split(y, self.at_once or len(y))
+            ]
+        eps = torch.cat([part[0] for part in parts])
+        fractions = [part[1] for part in parts if part[1] is not None]
+        fraction = torch.cat(fractions) if fractions else None
         if self.config.solver == "euler_maruyama":
             return euler_maruyama(self.sde, y, index, eps)
         if self.config.clip:
@@ -108,9 +118,11 @@ class Reverse:
     ) -> Tensor:
         """A draw of the transition; its mean at the last index. Each `repeat` of the walk has draws of its own."""
         if index == 0:
-            return transition.mean
-        draw = repeat * len(self.sde) + index
-        return transition.sample(normal(keys, "step", draw, transition.mean))
+            y = transition.mean
+        else:
+            draw = repeat * len(self.sde) + index
+            y = transition.sample(normal(keys, "step", draw, transition.mean))
+        return self.fusion(y) if self.fusion else y
 
 
 class SDEditConfig(ReverseConfig):
