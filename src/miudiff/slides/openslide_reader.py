@@ -89,7 +89,7 @@ class OpenSlideSlide(Slide):
             self._replace(handle)
         return self._flat(np.asarray(image))
 
-    def _read_alone(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> "openslide.Image.Image":
+    def _read_alone(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> openslide.Image.Image:
         try:
             with openslide.OpenSlide(self.path) as handle:
                 return handle.read_region(place, level, size)

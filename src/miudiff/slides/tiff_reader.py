@@ -186,7 +186,7 @@ def _ome_size(xml: str, width: int, height: int) -> tuple[float, float] | None:
         root = ElementTree.fromstring(xml.encode())
     except ElementTree.ParseError:
         return None
-    for pixels in root.iter("{*}Pixels"):
+    for pixels in root.iterfind(".//{*}Pixels"):
         if (pixels.get("SizeX"), pixels.get("SizeY")) != (str(width), str(height)):
             continue
         sizes = []
