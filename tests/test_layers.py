@@ -24,6 +24,7 @@ ALLOWED = {
     **{name: set() for name in GROUND},
     "recipes": set(),
     "tiling": set(),  # knows no networks: it takes a function on uint8 tiles
+    "slides": {"checkpoints", "tiling"},  # knows no networks: it takes pixels
     "evaluation": {"checkpoints"},  # knows no networks: it takes pixels and files
     "checkpoints": set(),
     "data": set(),

@@ -1,0 +1,61 @@
+"""Opening a slide: which library reads a file, and what is no slide at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from miudiff.errors import DataError, SlideError
+from miudiff.images import Pixels, read_image
+from miudiff.slides.scaled import read_scaled
+from miudiff.slides.slide import Level, Scale, Slide
+
+__all__ = ["ImageSlide", "Level", "Slide", "open_slide", "read_scaled"]
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def open_slide(path: str | Path) -> Slide:
+    """Open a slide or a plain image.
+
+    OpenSlide reads what it knows the maker of; every other TIFF is read by tifffile, other images whole.
+
+    Raises:
+        SlideError: It is not there, no slide, damaged, or not 8-bit colour.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise SlideError(f"{path}: is a folder, expected a slide")
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise SlideError(f"{path}: the file is empty, expected a slide; copy it again")
+    from miudiff.slides import openslide_reader
+
+    if openslide_reader.detect(path) not in (None, "generic-tiff"):
+        return openslide_reader.OpenSlideSlide(path)
+    if head in TIFF:
+        from miudiff.slides.tiff_reader import TiffSlide
+
+        return TiffSlide(path)
+    return ImageSlide(path)
+
+
+class ImageSlide(Slide):
+    """A plain image, held whole; it states no scale."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._pixels = read_image(path)
+        except DataError as error:
+            raise SlideError(str(error)) from error
+        height, width = self._pixels.shape[:2]
+        super().__init__(path, "image", [Level(width, height, 1.0)], Scale())
+
+    def close(self) -> None:
+        pass
+
+    def _read(self, x: int, y: int, width: int, height: int, level: int) -> Pixels:
+        return self._pixels[y : y + height, x : x + width].copy()
