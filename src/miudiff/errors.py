@@ -42,3 +42,7 @@ class NonFiniteError(MiudiffError):
 
 class PeerError(MiudiffError):
     """Another process of this run ended."""
+
+
+class ClusterError(MiudiffError):
+    """A machine or process of a cluster cannot do its part."""

@@ -235,15 +235,20 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes `path`'s place when the block ends well, and is removed when it does not."""
+def atomic(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes `path`'s place when the block ends well, and is removed when it does not.
+
+    Args:
+        durable: Whole after a power cut, too; without it, which is quicker, only whatever happens to the process.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, overload
 
@@ -49,7 +50,7 @@ class VirtualStainer:
         glass: "keep" leaves the pixels of empty glass as they are (`tissue.glass`), "stain" translates them like tissue.
         mode: "blend" gives every tile a walk of its own and blends the results; "fuse" lets blocks of BLOCK x BLOCK tiles
             agree after every step (`methods.fusion`), and blends the blocks.
-        batch: Tiles that the network is given at once; halved for good where memory does not suffice.
+        batch: Tiles that the network is given at once; halved for good, and said to `say`, where memory does not suffice.
 
     Raises:
         ConfigError: Settings that the model cannot follow, or a marker that it does not have.
@@ -67,6 +68,7 @@ class VirtualStainer:
     ) -> None:
         self.model, self.config, self.placement, self.glass = model, config, placement, glass
         self.mode, self.batch = mode, batch
+        self.say: Callable[[str], None] = lambda line: None
         self.marker = marker or (model.card.markers[0] if model.card.markers else None)
         self.method = build(config, model, self.marker, placement)
         self.steps_of_a_tile = steps_of(self.method)
@@ -151,11 +153,9 @@ class VirtualStainer:
         height, width = image.shape[:2]
         rows, columns = self.working_size(height, width, mpp)
         found = f"{width} x {height} pixels are {columns} x {rows} at the model's scale"
-        estimator = self.model.estimator if isinstance(self.model, Model) else None
-        least = max(MIN_SIDE, 2 * estimator.config.patch if estimator else 0)
-        if min(rows, columns) < least:
+        if min(rows, columns) < self.least:
             raise DataError(
-                f"{found}, expected at least {least} on each side; give a larger field, or its mpp"
+                f"{found}, expected at least {self.least} on each side; give a larger field, or its mpp"
             )
         if rows * columns > MAX_PIXELS:
             raise DataError(f"{found}, expected at most {MAX_PIXELS:,} pixels; cut it first, or give its mpp")
@@ -184,7 +184,10 @@ class VirtualStainer:
         stained: list[Pixels] = []
         while len(stained) < len(pieces):
             done, count = len(stained), 1 if self.mode == "fuse" else self.batch
-            now = [piece for piece in pieces[done : done + count] if piece.shape == pieces[done].shape]
+            shape = pieces[done].shape
+            now = list(
+                takewhile(lambda piece, shape=shape: piece.shape == shape, pieces[done : done + count])
+            )  # type: ignore[misc]
             with self._memory(now[0]):
                 try:
                     ihc = self._translate(to_tensor(now), keys[done : done + len(now)])
@@ -192,6 +195,9 @@ class VirtualStainer:
                     if self.batch == 1 or not is_out_of_memory(error):
                         raise
                     self.batch //= 2
+                    self.say(
+                        f"too little memory on {self.placement.device}: going on with {self.batch} tiles at once"
+                    )
                     continue
             if not torch.isfinite(ihc).all():
                 raise NonFiniteError(
@@ -232,6 +238,12 @@ class VirtualStainer:
     def tile(self) -> int:
         """The largest side that the network is given at once: the model's tile, if the network can halve it as often."""
         return max(self.model.card.tile // self.multiple, 1) * self.multiple
+
+    @property
+    def least(self) -> int:
+        """The smallest side that can be stained, at the model's scale."""
+        estimator = self.model.estimator if isinstance(self.model, Model) else None
+        return max(MIN_SIDE, 2 * estimator.config.patch if estimator else 0)
 
     @property
     def window(self) -> int:

@@ -1,0 +1,235 @@
+"""One slide through a stainer: windows are stained row by row, and meanwhile finished rows become blocks of the result's pyramid.
+
+    read ahead -> stain windows -> row-NNNNN.raw -> blend, back to level 0, glass -> encode -> blocks -> result
+
+Everything on disk is a pure function of the slide and the settings, whole or not there: the same command goes on from what it
+finds. A row file is deleted once no block needs it, so neither memory nor disk holds more than a few rows of windows beside the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from miudiff.images import Pixels, atomic, write_bytes
+from miudiff.noise import NoiseKey
+from miudiff.slides.blocks import Encoder
+from miudiff.slides.frame import Window
+from miudiff.slides.sight import Rectangle, Sight
+
+AHEAD = 3  # rows of windows that may wait to be encoded
+GROUP = 16  # windows that are read together
+READ_AHEAD = 2  # groups that are read before they are stained
+
+
+class Staining(Protocol):
+    """What the runner needs of a stainer."""
+
+    def stain(self, pieces: list[Pixels], keys: list[NoiseKey]) -> list[Pixels]: ...
+
+
+Group = list[Window]  # neighbours of one row that are read together
+Result = tuple[list[Pixels], list[Rectangle]]  # the windows of a group, and what of them could not be read
+
+
+class Stained(Protocol):
+    """Stains windows, wherever: here, or on other machines (`cluster`)."""
+
+    def __call__(self, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
+        """The virtual IHC of each group's windows, and what of its H&E could not be read, in the order of the groups."""
+        ...
+
+
+class Here:
+    """Stains windows in this process; the next ones are read meanwhile."""
+
+    def __init__(self, staining: Staining, key: NoiseKey) -> None:
+        self.staining, self.key = staining, key
+
+    def __call__(self, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
+        queue: deque[tuple[Group, Future[Result]]] = deque()
+        upcoming = iter(groups)
+        with ThreadPoolExecutor(1, "read") as pool:
+            try:
+                while True:
+                    for group in islice(upcoming, READ_AHEAD - len(queue)):
+                        queue.append((group, pool.submit(sight.windows, group)))
+                    if not queue:
+                        return
+                    group, future = queue.popleft()
+                    read, bad = future.result()
+                    yield self.staining.stain(read, [self.key.at(at.left, at.top) for at in group]), bad
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+class RowStore:
+    """Stained rows of windows on disk: `row-NNNNN.raw`, uint8 [n, h, w, 3], and what could not be read beside it."""
+
+    def __init__(self, folder: Path, sight: Sight) -> None:
+        self.folder, self.sight = folder, sight
+        self._windows: dict[int, list[Window]] = {}
+
+    def windows(self, row: int) -> list[Window]:
+        """The windows of a row that are stained, a function of the slide and the settings."""
+        if row not in self._windows:
+            self._windows[row] = [at for at in self.sight.frame.row(row) if self.sight.needs(at)]
+        return self._windows[row]
+
+    def groups(self, row: int) -> list[Group]:
+        """The windows of a row that are stained, in groups of neighbours that are at most GROUP apart."""
+        found: list[Group] = []
+        for window in self.windows(row):
+            if found and window.column - found[-1][0].column < GROUP:
+                found[-1].append(window)
+            else:
+                found.append([window])
+        return found
+
+    def has(self, row: int) -> bool:
+        try:
+            return self._path(row).stat().st_size == self._bytes(row)
+        except OSError:
+            return False
+
+    def write(self, row: int, stained: list[Pixels], bad: list[Rectangle]) -> None:
+        """Keep a whole row; the note of what could not be read is there before it."""
+        if bad:
+            write_bytes(self._path(row).with_suffix(".json"), json.dumps(sorted(set(bad))).encode())
+        with atomic(self._path(row), durable=False) as part, part.open("wb") as file:
+            file.writelines(np.ascontiguousarray(pixels).data for pixels in stained)
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """The stained windows of a row, in the order of `windows`, not held in memory."""
+        shape = (len(self.windows(row)), *self.sight.frame.size, 3)
+        if not shape[0]:
+            return np.zeros(shape, np.uint8)
+        return np.memmap(self._path(row), np.uint8, "r", shape=shape)
+
+    def _bytes(self, row: int) -> int:
+        height, width = self.sight.frame.size
+        return len(self.windows(row)) * height * width * 3
+
+    def bad(self, row: int) -> list[Rectangle]:
+        path = self._path(row).with_suffix(".json")
+        return [Rectangle(*at) for at in json.loads(path.read_text())] if path.exists() else []
+
+    def forget(self, before: int) -> None:
+        """Delete the pixels of the rows before this one; what could not be read is kept for the record."""
+        for path in self.folder.glob("row-*.raw"):
+            if int(path.stem.removeprefix("row-")) < before:
+                path.unlink(missing_ok=True)
+
+    def _path(self, row: int) -> Path:
+        return self.folder / f"row-{row:05d}.raw"
+
+
+class Runner:
+    """Stains a slide into blocks of encoded tiles.
+
+    Args:
+        sight: The slide, its frame and what of it is asked for.
+        encoder: Makes blocks of the result from rows of windows.
+        folder: Holds what is unfinished; the same folder goes on.
+    """
+
+    def __init__(self, sight: Sight, encoder: Encoder, folder: Path) -> None:
+        self.sight, self.encoder = sight, encoder
+        self.rows = RowStore(folder / "rows", sight)
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._awaited = 0  # the encoding waits for no row from this one on
+
+    def run(self, stained: Stained, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Stain and encode what is missing. `progress` is told how many windows of how many are done.
+
+        Raises:
+            SlideError: A region cannot be read. Whatever the stainer or the disk raises.
+            KeyboardInterrupt: Ctrl-C; everything that was finished is kept.
+        """
+        self.rows.folder.mkdir(parents=True, exist_ok=True)
+        first, last = self._missing_rows()
+        todo = [row for row in range(first, last) if not self.rows.has(row)]
+        counts = [len(self.rows.windows(row)) for row in range(len(self.sight.frame.tops))]
+        total, done = sum(counts), sum(counts) - sum(counts[row] for row in todo)
+        progress(done, total)
+        with ThreadPoolExecutor(1, "encode") as pool:
+            encoding = pool.submit(self._encode)
+            try:
+                results = stained(self.sight, (group for row in todo for group in self.rows.groups(row)))
+                for row in todo:
+                    pixels: list[Pixels] = []
+                    bad: list[Rectangle] = []
+                    for _ in self.rows.groups(row):
+                        ihc, unread = next(results)
+                        pixels += ihc
+                        bad += unread
+                        done += len(ihc)
+                        progress(done, total)
+                    self.rows.write(row, pixels, bad)
+                    self._wait_for_encoding(row)
+                    if encoding.done():
+                        break
+                encoding.result()
+            except BaseException:
+                with self._changed:
+                    self._stopped = True
+                    self._changed.notify_all()
+                with contextlib.suppress(BaseException):
+                    encoding.result()
+                raise
+
+    def _missing_rows(self) -> tuple[int, int]:
+        """The rows of windows, first and one past the last, that unfinished blocks of level 0 need."""
+        missing = self.encoder.missing()
+        if not missing:
+            return 0, 0
+        needed = [self.encoder.needs(block) for block in (missing[0], missing[-1])]
+        return needed[0].start, needed[1].stop
+
+    def _wait_for_encoding(self, row: int) -> None:
+        """Tell that a row is there, and go on once the encoding is not too far behind; what it waits for is there then."""
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: row < self._awaited + AHEAD)
+
+    def _encode(self) -> None:
+        """Encode every missing block as soon as its rows are there; in a thread of its own."""
+        try:
+            for block in self.encoder.missing():
+                needed = self.encoder.needs(block)
+                with self._changed:
+                    self._awaited = needed.stop
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda n=needed: self._stopped or all(map(self.rows.has, n)))  # type: ignore[misc]
+                if self._stopped:
+                    return
+                self.rows.forget(needed.start)
+                self.encoder.encode(block, self.rows)
+        finally:
+            with self._changed:
+                self._awaited = 10**9  # whatever happened, nobody is to wait for this thread
+                self._changed.notify_all()
+
+    @property
+    def unreadable(self) -> list[Rectangle]:
+        """What could not be read, over the whole slide."""
+        rows = range(len(self.sight.frame.tops))
+        found = {at for row in rows for at in self.rows.bad(row)} | set(self.encoder.unreadable)
+        return sorted(found, key=lambda at: (at.y, at.x))
+
+
+def clear(folder: Path) -> None:
+    """Remove what was unfinished."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,239 @@
+"""Whole slides through trivial stainers: the same pixels as in one piece, the same bytes whatever interrupts, and nothing invented."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from miudiff.slides.overview import TissueMap
+from miudiff.slides.regions import read_regions
+
+import miudiff.slides.runner as runner_module
+from miudiff.errors import DataError, SlideError
+from miudiff.noise import NoiseKey
+from miudiff.slides.blocks import Encoder
+from miudiff.slides.frame import Frame, frame_of
+from miudiff.slides.ome_tiff import assemble
+from miudiff.slides.pyramid import BlockStore, Compression, Layout
+from miudiff.slides.reader import open_slide
+from miudiff.slides.runner import Here, Runner
+from miudiff.slides.sight import HATCH, OUTSIDE, Sight
+from miudiff.tiling import over_tiles
+from slide_run import GRID, PlaceStainer, make_slide, paint, translate
+
+
+@pytest.fixture(scope="module")
+def slide_file(tmp_path_factory):
+    return make_slide(tmp_path_factory.mktemp("slide") / "he.tif", 700, 1100)
+
+
+def frame(width, height, **changes):
+    return Frame(width, height, changes.pop("columns", width), changes.pop("rows", height), *GRID)
+
+
+def result_of(path):
+    return tifffile.imread(path, series=0, level=0)
+
+
+def test_a_slide_is_stained_as_in_one_piece(slide_file, tmp_path):
+    out = translate(slide_file, tmp_path)
+    whole = over_tiles(paint(700, 1100), PlaceStainer().one, GRID[0], GRID[1], GRID[2])
+    assert np.array_equal(result_of(out), whole)
+
+
+def test_at_another_scale_the_result_lies_on_the_slides_own_grid(slide_file, tmp_path):
+    out = translate(slide_file, tmp_path, mpp=0.5, model_mpp=1.0, stainer=PlaceStainer(steps=1))
+    he, ihc = paint(700, 1100).astype(float), result_of(out).astype(float)
+    assert ihc.shape == he.shape
+    # the smooth field survives halving and bicubic growth; a shift by a pixel would not
+    difference = np.abs(ihc - (255 - he)).mean()
+    shifted = np.abs(ihc[:, 1:] - (255 - he[:, :-1])).mean()
+    assert difference < 0.5 < shifted
+
+
+@pytest.mark.parametrize("group", [1, 3, 50])
+def test_the_bytes_do_not_depend_on_what_is_read_together(slide_file, tmp_path, group, monkeypatch):
+    first = translate(slide_file, tmp_path / "a", mpp=0.4, model_mpp=1.0)
+    monkeypatch.setattr(runner_module, "GROUP", group)
+    other = translate(slide_file, tmp_path / "b", mpp=0.4, model_mpp=1.0)
+    assert first.read_bytes() == other.read_bytes()
+
+
+def test_the_bytes_do_not_depend_on_the_order_in_which_windows_are_stained(slide_file, tmp_path):
+    class Backwards(Here):
+        def __call__(self, sight, groups):
+            listed = list(groups)
+            results = list(super().__call__(sight, listed[::-1]))
+            yield from reversed(results)
+
+    first = translate(slide_file, tmp_path / "a")
+    other = translate(slide_file, tmp_path / "b", engine=Backwards(PlaceStainer(), NoiseKey(0, "slide")))
+    assert first.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 11])
+def test_stopped_anywhere_and_started_again_it_ends_in_the_same_bytes(slide_file, tmp_path, after):
+    whole = translate(slide_file, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        translate(slide_file, tmp_path / "cut", stop_after=after)
+    stainer = PlaceStainer()
+    again = translate(slide_file, tmp_path / "cut", stainer=stainer)
+    assert again.read_bytes() == whole.read_bytes()
+    done_before = after - after % len(Frame(1100, 700, 1100, 700, *GRID).lefts)
+    assert stainer.count == 5 * 8 - done_before  # at most the row that was under way is done again
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
+    source = make_slide(tmp_path / "he.tif", 700, 1100)
+    whole = translate(source, tmp_path / "whole").read_bytes()
+    folder = tmp_path / "killed"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            (str(Path(__file__).parent.parent / "src"), str(Path(__file__).parent))
+        ),
+        "OMP_NUM_THREADS": "1",
+    }
+    kills = 0
+    for delay in (0.3, 0.6, 0.9):
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("slide_run.py")), str(source), str(folder)],
+            env=environment,
+        )
+        deadline = time.monotonic() + 60
+        while (
+            not list(folder.glob("**/row-*.raw")) and process.poll() is None and time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
+        time.sleep(delay)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if (folder / "out.ome.tif").exists():
+            break
+    assert kills
+    assert translate(source, folder).read_bytes() == whole
+
+
+def test_glass_is_not_stained_and_stays_as_it_is(slide_file, tmp_path):
+    share = np.zeros((70, 110), np.uint8)
+    share[:, 55:] = 255
+    stainer = PlaceStainer()
+    out = translate(slide_file, tmp_path, glass=TissueMap(share, 10, 10), stainer=stainer)
+    he = paint(700, 1100)
+    assert np.array_equal(result_of(out)[:, 565:], he[:, 565:])
+    whole = over_tiles(he, PlaceStainer().one, *GRID)
+    assert np.array_equal(result_of(out)[:, :545], whole[:, :545])
+    assert stainer.count < 5 * 8
+
+
+def test_a_region_is_stained_as_the_whole_slide_would_be_and_the_rest_is_left_out(slide_file, tmp_path):
+    (tmp_path / "roi.geojson").write_text(
+        '{"type": "Polygon", "coordinates": [[[100, 200], [420, 200], [420, 500], [100, 500], [100, 200]]]}'
+    )
+    regions = read_regions(tmp_path / "roi.geojson", 1100, 700)
+    stainer = PlaceStainer()
+    out = result_of(translate(slide_file, tmp_path, regions=regions, stainer=stainer))
+    whole = over_tiles(paint(700, 1100), PlaceStainer().one, *GRID)
+    assert np.array_equal(out[200:500, 100:420], whole[200:500, 100:420])
+    outside = np.ones((700, 1100), bool)
+    outside[200:500, 100:420] = False
+    assert (out[outside] == OUTSIDE).all()
+    assert stainer.count < 5 * 8
+
+
+def damaged(folder, x=300, y=300):
+    """The slide with the tile over (x, y) destroyed."""
+    path = make_slide(folder / "damaged.tif", 700, 1100)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        index = y // 256 * -(-1100 // 256) + x // 256
+        at, length = page.dataoffsets[index], page.databytecounts[index]
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * length)
+    return path
+
+
+def test_a_region_that_cannot_be_read_stops_the_job_and_is_named(tmp_path):
+    path = damaged(tmp_path)
+    with pytest.raises(SlideError, match=r"damaged\.tif: the region \d+, \d+, .* cannot be read") as caught:
+        translate(path, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "out.ome.tif").exists()
+
+
+def test_a_region_that_cannot_be_read_is_hatched_when_asked_for(tmp_path):
+    path = damaged(tmp_path)
+    out = translate(path, tmp_path / "out", mark=True)
+    pixels = result_of(out)
+    hatched = np.isin(pixels[256:512, 256:512], HATCH).all(-1)
+    assert hatched.all()
+    # elsewhere, away from what the window saw of the hole, nothing is hatched
+    outside = np.ones((700, 1100), bool)
+    outside[256:512, 256:512] = False
+    grey = np.isin(pixels, HATCH).all(-1) & (pixels.max(-1) == pixels.min(-1))
+    assert not (grey & outside).any()
+    with pytest.raises(KeyboardInterrupt):
+        translate(path, tmp_path / "cut", mark=True, stop_after=17)
+    assert translate(path, tmp_path / "cut", mark=True).read_bytes() == out.read_bytes()
+
+
+def test_a_slide_that_is_too_small_is_refused():
+    with pytest.raises(
+        SlideError, match="40 x 30 pixels are 10 x 8 at the model's scale, expected at least 64"
+    ):
+        frame_of(40, 30, 0.25, 1.0, GRID, 64)
+
+
+def test_a_failing_stainer_is_not_swallowed(slide_file, tmp_path):
+    class Broken:
+        def stain(self, pieces, keys):
+            raise MemoryError("no more")
+
+    with pytest.raises(MemoryError):
+        translate(slide_file, tmp_path, stainer=Broken())
+
+
+def test_a_full_disk_stops_in_one_line_and_nothing_is_lost(slide_file, tmp_path):
+    whole = translate(slide_file, tmp_path / "whole")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 20, limit[1]))
+        with pytest.raises(DataError, match="cannot be written") as caught:
+            translate(slide_file, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    stainer = PlaceStainer()
+    assert translate(slide_file, tmp_path / "full", stainer=stainer).read_bytes() == whole.read_bytes()
+    assert stainer.count <= 5 * 8
+
+
+def test_memory_holds_a_few_rows_only(tmp_path):
+    """Rows are deleted once their blocks are made: the folder of unfinished work does not grow with the slide."""
+    path = make_slide(tmp_path / "long.tif", 3000, 300)
+    seen = []
+    sight = Sight(open_slide(path), Frame(300, 3000, 300, 3000, *GRID))
+    store = BlockStore(tmp_path / "w" / "blocks", Layout(300, 3000), Compression("lossless"))
+    encoder = Encoder(sight, store, 1)
+    runner = Runner(sight, encoder, tmp_path / "w")
+    runner.run(
+        Here(PlaceStainer(), NoiseKey(0, "a")),
+        lambda done, total: seen.append(len(list((tmp_path / "w" / "rows").glob("row-*.raw")))),
+    )
+    assert len(sight.frame.tops) > 20
+    assert max(seen) <= 9
+    assemble(store, tmp_path / "out.ome.tif", 1.0, "long", "id")
+    encoder.close()
+    assert np.array_equal(
+        result_of(tmp_path / "out.ome.tif"), over_tiles(paint(3000, 300), PlaceStainer().one, *GRID)
+    )
