@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+from PIL import Image
 
 from miudiff.errors import SlideError
 from miudiff.images import Pixels
@@ -87,9 +88,9 @@ class OpenSlideSlide(Slide):
             # The error may be another thread's; a handle that nobody shares tells.
             image = self._read_alone(place, level, size)
             self._replace(handle)
-        return self._flat(np.asarray(image))
+        return self._flat(image)
 
-    def _read_alone(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> openslide.Image.Image:
+    def _read_alone(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         try:
             with openslide.OpenSlide(self.path) as handle:
                 return handle.read_region(place, level, size)
@@ -101,14 +102,15 @@ class OpenSlideSlide(Slide):
             if self._handle is broken:
                 self._handle = openslide.OpenSlide(self.path)
 
-    def _flat(self, pixels: Pixels) -> Pixels:
-        """Without alpha: where nothing was scanned, the slide's ground."""
-        alpha = pixels[..., 3]
-        if alpha.min() == 255:
-            return np.ascontiguousarray(pixels[..., :3])
+    def _flat(self, image: Image.Image) -> Pixels:
+        """RGBA without its alpha: where nothing was scanned, the slide's ground."""
+        if image.getchannel("A").getextrema()[0] == 255:
+            raw = bytearray(image.tobytes("raw", "RGB"))  # half the time of an array of RGBA and a copy of its RGB
+            return np.frombuffer(raw, np.uint8).reshape(image.height, image.width, 3)
         if not self._sparse:
             raise Unreadable("a tile has no data")
-        share = alpha[..., None].astype(np.float32) / 255
+        pixels = np.asarray(image)
+        share = pixels[..., 3:].astype(np.float32) / 255
         return np.rint(pixels[..., :3] * share + self._ground * (1 - share)).astype(np.uint8)
 
 

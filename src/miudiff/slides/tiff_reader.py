@@ -16,6 +16,7 @@ import tifffile
 
 from miudiff.errors import SlideError
 from miudiff.images import MAX_PIXELS, Pixels
+from miudiff.slides.jpeg import damage, joined
 from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of
 
 HELD = 64 * 2**20  # bytes of decoded tiles that are kept
@@ -109,7 +110,10 @@ class TiffSlide(Slide):
             data = self._file.read(length)
         if len(data) < length:
             raise Unreadable(f"the file ends {length - len(data):,} bytes before the end of its tile {index}")
-        options = {"jpegtables": page.jpegtables} if page.keyframe.compression in JPEG else {}
+        kind = page.keyframe.compression
+        options = {"jpegtables": page.jpegtables} if kind in JPEG else {}
+        if kind == 7 and (reason := damage(joined(data, page.jpegtables))):
+            raise Unreadable(f"{reason} in its tile {index}")
         try:
             array: Any = page.keyframe.decode(data, index, **options)[0]
         except Exception as error:  # the codecs raise many kinds
