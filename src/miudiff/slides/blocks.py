@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
-from math import ceil, floor, prod
+from math import ceil, floor
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from miudiff.images import Pixels, atomic, write_bytes
+from miudiff.images import Pixels, write_bytes
 from miudiff.slides.frame import Box, Window
-from miudiff.slides.pyramid import BlockStore, Layout, fill
+from miudiff.slides.pyramid import BlockStore, halve, write_strip
 from miudiff.slides.sight import MARGIN, OUTSIDE, Rectangle, Sight, painted
 from miudiff.tiling import window as share_of
 
@@ -44,7 +44,6 @@ class Encoder:
     def __init__(self, sight: Sight, store: BlockStore, threads: int = 2) -> None:
         self.sight, self.store, self.threads = sight, store, threads
         self._pool = ThreadPoolExecutor(threads, "encode")
-        self.halves = Halves(store.folder, store.layout)
         self._there: set[tuple[int, int]] = set()
 
     def missing(self) -> list[int]:
@@ -53,7 +52,7 @@ class Encoder:
         return sorted(set().union(*(self._lacking(top, row) for row in range(self.store.layout.rows(top)))))
 
     def _lacking(self, level: int, row: int) -> set[int]:
-        if self._done(level, row):
+        if self._has(level, row):
             return set()
         if level == 0:
             return {row}
@@ -63,17 +62,11 @@ class Encoder:
         """The blocks of the finer level under a block."""
         return [below for below in (2 * row, 2 * row + 1) if below < self.store.layout.rows(level - 1)]
 
-    def _done(self, level: int, row: int) -> bool:
-        """Whether nothing more has to be made of a block: it is there, and the coarser one or what that is made from."""
-        if (level, row) in self._there:
-            return True
-        last = level == len(self.store.layout.levels) - 1
-        found = self.store.has(level, row) and (
-            last or self.halves.has(level, row) or self._done(level + 1, row // 2)
-        )
-        if found:  # what was there once is not looked for again
+    def _has(self, level: int, row: int) -> bool:
+        """Whether a block is there; what was there once is not looked for again."""
+        if (level, row) not in self._there and self.store.has(level, row):
             self._there.add((level, row))
-        return found
+        return (level, row) in self._there
 
     def needs(self, block: int) -> range:
         """The rows of windows that a block of level 0 is made from."""
@@ -89,19 +82,17 @@ class Encoder:
         arrays = {row: rows.read(row) for row in needed}
         bad = list(chain.from_iterable(rows.bad(row) for row in needed))
 
-        half = self.halves.empty(0, block)
+        strip = np.empty((bottom - top, layout.width, 3), np.uint8)
 
-        def chunk(column: int) -> tuple[list[bytes], list[Rectangle]]:
-            left = column * tile
+        def chunk(left: int) -> list[Rectangle]:
             right = min(left + CHUNK * tile, layout.width)
-            pixels, unread = self._pixels(left, top, right, bottom, windows, arrays, bad)
-            put_half(half, pixels, left)
-            return [self._encoded(pixels[:, x : x + tile]) for x in range(0, right - left, tile)], unread
+            strip[:, left:right], unread = self._pixels(left, top, right, bottom, windows, arrays, bad)
+            return unread
 
-        done = list(self._pool.map(chunk, range(0, layout.columns(0), CHUNK)))
-        if found := sorted({at for _, unread in done for at in unread}):
+        parts = list(self._pool.map(chunk, range(0, layout.width, CHUNK * tile)))
+        if found := sorted(set(chain.from_iterable(parts))):
             write_bytes(self._note(block), json.dumps(found).encode())
-        self._keep(0, block, list(chain.from_iterable(tiles for tiles, _ in done)), half)
+        write_strip(self.store, 0, block, strip, self._pool.map)
         self.complete()
 
     def complete(self) -> None:
@@ -109,30 +100,8 @@ class Encoder:
         for level in range(1, len(self.store.layout.levels)):
             for row in range(self.store.layout.rows(level)):
                 below = self._below(level, row)
-                if not self._done(level, row) and all(self.halves.has(level - 1, one) for one in below):
-                    self._coarser(level, row, below)
-
-    def _coarser(self, level: int, row: int, below: list[int]) -> None:
-        """Make a block of the halves of the two under it."""
-        tile = self.store.layout.tile
-        halves = [self.halves.read(level - 1, one) for one in below]
-        half = self.halves.empty(level, row)
-
-        def make(column: int) -> bytes:
-            pixels = np.concatenate([one[:, column * tile : (column + 1) * tile] for one in halves])
-            put_half(half, pixels, column * tile)
-            return self._encoded(pixels)
-
-        tiles = list(self._pool.map(make, range(self.store.layout.columns(level))))
-        self._keep(level, row, tiles, half)
-        for one in below:
-            self.halves.forget(level - 1, one)
-
-    def _keep(self, level: int, row: int, tiles: list[bytes], half: Pixels) -> None:
-        if level + 1 < len(self.store.layout.levels):
-            self.halves.write(level, row, half)
-        self.store.write(level, row, tiles)
-        self._there.add((level, row))
+                if not self._has(level, row) and all(self._has(level - 1, one) for one in below):
+                    halve(self.store, level, row, self._pool.map)
 
     @property
     def unreadable(self) -> list[Rectangle]:
@@ -208,61 +177,8 @@ class Encoder:
         method = Image.Resampling.BICUBIC if across * down < 1 else Image.Resampling.BOX
         return np.asarray(Image.fromarray(plane).resize((width, height), method, box=inside))
 
-    def _encoded(self, pixels: Pixels) -> bytes:
-        return self.store.compression.encode(fill(pixels, self.store.layout.tile))
-
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-class Halves:
-    """Blocks at half their size, without loss, as long as the coarser block that is made of them is not there."""
-
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
-
-    def empty(self, level: int, row: int) -> Pixels:
-        """Room for the half of a block."""
-        return np.zeros(self._shape(level, row), np.uint8)
-
-    def _shape(self, level: int, row: int) -> tuple[int, int, int]:
-        if level + 1 == len(self.layout.levels):
-            return 0, 0, 3  # nothing is made of the last
-        width, height = self.layout.levels[level + 1]
-        half = self.layout.tile // 2
-        return max(min(half, height - row * half), 1 if height == 1 else 0), width, 3
-
-    def has(self, level: int, row: int) -> bool:
-        try:
-            return self._path(level, row).stat().st_size == prod(self._shape(level, row))
-        except OSError:
-            return False
-
-    def write(self, level: int, row: int, half: Pixels) -> None:
-        with atomic(self._path(level, row), durable=False) as part:
-            half.tofile(part)
-
-    def read(self, level: int, row: int) -> Pixels:
-        shape = self._shape(level, row)
-        return (
-            np.memmap(self._path(level, row), np.uint8, "r", shape=shape)
-            if prod(shape)
-            else np.zeros(shape, np.uint8)
-        )
-
-    def forget(self, level: int, row: int) -> None:
-        self._path(level, row).unlink(missing_ok=True)
-
-    def _path(self, level: int, row: int) -> Path:
-        return self.folder / f"{level:02d}-{row:06d}.half"
-
-
-def put_half(half: Pixels, pixels: Pixels, left: int) -> None:
-    """Halve a part of a block that begins at column `left`, each pixel the mean of 2 x 2, into the block's half."""
-    small = np.asarray(Image.fromarray(pixels).reduce(2))  # rounded half up
-    rows, columns = half.shape[0], min(small.shape[1], half.shape[1] - left // 2)
-    if rows and columns > 0:  # an odd last line has no partner and is left out
-        half[:, left // 2 : left // 2 + columns] = small[:rows, :columns]
 
 
 def blend(
