@@ -28,10 +28,11 @@ from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
 from miudiff.slides.overview import tissue_mask
 from miudiff.slides.pyramid import BlockStore, Compression, Layout
-from miudiff.slides.reader import Slide, check_brightfield, open_slide
-from miudiff.slides.regions import Region, read_regions, write_features
+from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.reader import Slide, open_slide
+from miudiff.slides.regions import Feature, read_regions, write_features
 from miudiff.slides.runner import Here, Runner, Stained, clear
-from miudiff.slides.sight import Glass, Rectangle, Sight
+from miudiff.slides.sight import Rectangle, Sight, marking
 from miudiff.stainer import VirtualStainer, check_mpp
 from miudiff.translation import NOTICE, Outcome
 
@@ -276,8 +277,8 @@ def _look(
     sight = Sight(slide, frame, None, regions, options.mark_unreadable)
     if stainer.glass == "stain":
         return sight
-    mask = tissue_mask(slide, frame, sight)
-    return replace(sight, glass=Glass(mask))
+    read = marking(slide, []) if options.mark_unreadable else None
+    return replace(sight, glass=tissue_mask(slide, stainer_scale(mpp), read))
 
 
 def _scale(slide: Slide, given: float | None, model: float | None) -> tuple[float | None, str]:
@@ -402,10 +403,14 @@ def _lock(file: int, folder: Path) -> None:
 def _mark(target: Path, unreadable: Sequence[Rectangle]) -> None:
     """Say where the slide could not be read, for QuPath."""
     path = target.with_name(f"{stem(target)}.unreadable.geojson")
-    if unreadable:
-        write_features(path, [Region.rectangle(*at, name="unreadable") for at in unreadable])
-    else:
+    if not unreadable:
         path.unlink(missing_ok=True)
+        return
+    outlines = [
+        [(at.x, at.y), (at.x + at.width, at.y), (at.x + at.width, at.y + at.height), (at.x, at.y + at.height)]
+        for at in unreadable
+    ]
+    write_features(path, [Feature("unreadable", [[np.array(outline, float)]]) for outline in outlines])
 
 
 def _tell_failures(path: Path, failed: Sequence[tuple[Path, str]]) -> None:

@@ -1,0 +1,174 @@
+"""Commands that train, and make model folders of what was trained. Thin: the work is elsewhere, and is imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from miudiff.cli.app import Change, app, model_app, say
+from miudiff.errors import DataError
+
+
+@app.command
+def train(config: str, *changes: str) -> int:
+    """Train, or go on training, what a YAML file says. Ctrl-C stops after writing a state; the same command goes on.
+
+    Several processes: torchrun --nproc_per_node N -m miudiff train CONFIG
+
+    Args:
+        config: A YAML file, or the name of a recipe that ships with the package.
+        changes: key=value words that change single values, as in score.optimizer.lr=2e-5.
+    """
+    from miudiff.config import override, parse, read_yaml
+    from miudiff.recipes import recipe_path
+    from miudiff.runs import RunConfig, run
+
+    path = recipe_path(config)
+    run(parse(RunConfig, override(read_yaml(path), changes), str(path)), say)
+    return 0
+
+
+@model_app.command
+def assemble(
+    score: Path,
+    out: Path,
+    *,
+    name: str,
+    mi: Path | None = None,
+    classifier: Path | None = None,
+    marker: tuple[str, ...] = (),
+    mpp: float | None = None,
+    tile: int = 256,
+    licence: str = "not stated",
+    description: str = "",
+    half: bool = False,
+    readme: Path | None = None,
+) -> int:
+    """Make a model folder from the weights of a score run and of an MI run.
+
+    Args:
+        score: The score run's folder.
+        out: The model folder to write.
+        name: The model's name.
+        mi: The MI run's folder.
+        classifier: The folder of a run of EGSDE's classifier, which EGSDE alone needs.
+        marker: The names of its markers, in the order of its classes; by default as the score run says.
+        mpp: Micrometres per pixel of the training tiles; by default as the runs say.
+        tile: Side of the tiles it is given.
+        licence: Under which it may be used.
+        description: A sentence about it.
+        half: Store float16, half the size.
+        readme: A model card to put in.
+    """
+    import torch
+
+    from miudiff.config import parse
+    from miudiff.methods.model import Card, from_runs, save_model
+    from miudiff.runs import trained_as
+
+    try:
+        text = readme.read_text(encoding="utf-8") if readme else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{readme}: is not text, expected a model card in UTF-8") from error
+    marker, mpp = trained_as(score, mi, marker, mpp)
+    about = {
+        "name": name,
+        "markers": marker,
+        "mpp": mpp,
+        "tile": tile,
+        "licence": licence,
+        "description": description,
+    }
+    card = parse(Card, about, "the model's card")
+    made = from_runs(
+        score / "weights",
+        mi / "weights" if mi else None,
+        card,
+        classifier / "weights" if classifier else None,
+    )
+    save_model(out, made, torch.float16 if half else None, text)
+    say(f"model: {out}")
+    return 0
+
+
+@model_app.command
+def tone(model: Path, *, marker: str, he: str, ihc: str, channel: Literal["luma", "red"] = "luma") -> int:
+    """Measure the luma curve from H&E to a marker's IHC on two unpaired sets, and put it into a model folder.
+
+    Args:
+        model: The model folder.
+        marker: The marker whose curve it is.
+        he: A folder of H&E images, or twin:train.
+        ihc: A folder of the marker's IHC images, or twin:train.
+        channel: What of the H&E is its grey: luma, or red, in which eosin is pale.
+    """
+    from miudiff.methods.model import add_tone
+
+    curve = add_tone(model, marker, he, ihc, channel)
+    say(
+        "  ".join(f"{s:+.2f} -> {t:+.2f}" for s, t in list(zip(curve.source, curve.target, strict=True))[::8])
+    )
+    return 0
+
+
+@model_app.command
+def from_adm(
+    checkpoint: Path,
+    out: Path,
+    *,
+    name: str,
+    mpp: float | None = None,
+    tile: int = 256,
+    licence: str = "not stated",
+    set_: Change = (),
+) -> int:
+    """Make a model folder from an official guided-diffusion (ADM) checkpoint; it has no MI estimator yet.
+
+    Args:
+        checkpoint: The .pt file.
+        out: The model folder to write.
+        name: The model's name.
+        mpp: Micrometres per pixel that it was trained at.
+        tile: Side of the tiles it is given.
+        licence: Under which it may be used.
+        set_: A fact of the network in guided-diffusion's words that its weights do not tell, as in --set num_head_channels=64.
+    """
+    from miudiff.config import override, parse
+    from miudiff.diffusion.adm import load_adm
+    from miudiff.methods.model import Card, Model, save_model
+
+    about = {"name": name, "mpp": mpp, "tile": tile, "licence": licence}
+    card = parse(Card, about, "the model's card")
+    save_model(out, Model(load_adm(checkpoint, override({}, set_)), None, card))
+    say(f"model: {out}")
+    return 0
+
+
+@model_app.command
+def samples(
+    model: str,
+    out: Path,
+    *,
+    marker: str | None = None,
+    count: int = 8,
+    size: int = 128,
+    steps: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Draw unconditional samples of a model's score network: what it has learned, without a source or guidance.
+
+    Args:
+        model: A model folder, or the model that ships with the package.
+        out: The picture to write.
+        marker: For a model of several markers; its first by default.
+        count: How many samples.
+        size: Side of a sample in pixels.
+        steps: Steps from noise to image, of the 1000 that the model knows.
+        seed: Same seed, same samples, however many.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+    from miudiff.samples import write_samples
+
+    write_samples(model, out, marker, count, size, steps, seed, device, say)
+    return 0
