@@ -15,6 +15,7 @@ GROUND = {
     "tissue",
     "noise",
     "device",
+    "progress",
 }  # layer 0: anyone may import these
 LEARNING = {"checkpoints", "data", "training"}
 CORE = {"diffusion", "information", "contrast", "gan"}
@@ -39,7 +40,7 @@ ALLOWED = {
     "trajectory": {"methods"},
     "calibration": {"methods", "stainer"},
     "samples": {"methods"},
-    "translation": {"checkpoints", "methods", "stainer"},
+    "translation": {"checkpoints", "methods", "slides", "stainer"},
     "cluster": {"slides", "stainer"},
     "slide_info": {"diffusion", "methods", "slides", "stainer"},
     "whole_slide": {"checkpoints", "cluster", "slides", "stainer", "translation"},

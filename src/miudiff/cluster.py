@@ -7,10 +7,11 @@ command runs on only gathers, blends, encodes and writes.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,14 @@ from miudiff.images import Pixels
 from miudiff.noise import NoiseKey
 from miudiff.slides.frame import Frame, Window
 from miudiff.slides.reader import Slide, open_slide
+from miudiff.slides.runner import Group, Result, Stained
 from miudiff.slides.sight import Rectangle, Sight
 
 if TYPE_CHECKING:
     from miudiff.stainer import VirtualStainer
 
-Result = list[tuple[Pixels, list[Rectangle]]]
 LOCAL = "local"  # the address that starts a Ray of this machine's own
-WAITING = 3  # groups of windows that wait at each actor, so that none is idle while results are fetched
+WAITING = 3  # tasks that wait at each actor, so that none is idle while results are fetched
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,11 @@ class Worker:
         """Each window's virtual IHC and what of its H&E could not be read; a user's mistake as the line that tells it."""
         try:
             sight = Sight(self._open(task.path), task.frame, mark=task.mark)
-            read = [sight.window(window) for window in task.windows]
+            read, bad = sight.windows(task.windows)
             keys = [task.key.at(window.left, window.top) for window in task.windows]
-            ihc = self.stainer.stain([pixels for pixels, _ in read], keys)
+            return self.stainer.stain(read, keys), bad
         except MiudiffError as error:
             return str(error)
-        return list(zip(ihc, (bad for _, bad in read)))
 
     def _open(self, path: Path) -> Slide:
         if self._slide is None or self._slide.path != path:
@@ -78,10 +78,10 @@ class Cluster:
 
     Args:
         address: Of a running cluster, as `ray start` tells it, or LOCAL to start one on this machine.
-        workers: How many actors.
+        workers: How many actors; None takes one for each accelerator of the cluster, or for each processor without one.
         load: Makes a stainer; runs on every actor.
         batch: Windows of a task.
-        resources: What an actor takes of a machine, as in {"num_gpus": 1}.
+        device: "cuda" gives each actor an accelerator of its own.
 
     Raises:
         ConfigError: Ray is not installed, or no cluster answers at the address.
@@ -90,10 +90,10 @@ class Cluster:
     def __init__(
         self,
         address: str,
-        workers: int,
+        workers: int | None,
         load: Callable[[], VirtualStainer],
         batch: int = 1,
-        resources: Mapping[str, float] | None = None,
+        device: str = "cpu",
     ) -> None:
         try:
             import ray
@@ -107,48 +107,55 @@ class Cluster:
         )
         try:
             if not ray.is_initialized():
-                where = {"num_cpus": workers} if address == LOCAL else {"address": address}
-                ray.init(**where, **quiet, logging_level="error")
+                where: dict[str, Any] = {"num_cpus": workers} if address == LOCAL else {"address": address}
+                ray.init(**where, **quiet, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"--cluster {address}: no Ray cluster answers there ({' '.join(str(error).split())[:160]}); start one with `ray start --head`, or leave the address out"
             ) from error
-        actor = ray.remote(Worker)
+        actor: Any = ray.remote(Worker)
         # A dead actor is started again and its task is done again: results do not depend on who makes them.
-        wanted = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 1, **(resources or {})}
-        self.actors = [actor.options(**wanted).remote(load) for _ in range(workers)]
+        wanted = {
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "num_cpus": 1,
+            "num_gpus": int(device == "cuda"),
+        }
+        kind = "GPU" if device == "cuda" else "CPU"
+        workers = workers or max(int(ray.cluster_resources().get(kind, 0)), 1)
+        self.actors: list[Any] = [actor.options(**wanted).remote(load) for _ in range(workers)]
         self._get([actor.ready.remote() for actor in self.actors])  # weights that do not load are told now
 
-    def stained(
-        self, key: NoiseKey
-    ) -> Callable[[Sight, Iterable[Window]], Iterator[tuple[Pixels, list[Rectangle]]]]:
+    def stained(self, key: NoiseKey) -> Stained:
         """Who stains the windows of a slide whose noise is `key`'s."""
+        return partial(self._run, key)
 
-        def run(sight: Sight, windows: Iterable[Window]) -> Iterator[tuple[Pixels, list[Rectangle]]]:
-            return self._run(sight, key, iter(windows))
-
-        return run
-
-    def _run(
-        self, sight: Sight, key: NoiseKey, windows: Iterator[Window]
-    ) -> Iterator[tuple[Pixels, list[Rectangle]]]:
-        """Results in the order of the windows; actors take tasks in turn, and each has a few waiting."""
-        queue: deque[tuple[Any, int]] = deque()
+    def _run(self, key: NoiseKey, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
+        """Results in the order of the groups; each group is divided into tasks, and every actor has a few waiting."""
+        upcoming = iter(groups)
+        queue: deque[tuple[Any, int]] = deque()  # tasks in order, and the actor of each
+        whole: deque[int] = deque()  # how many tasks make up each group
         try:
             while True:
-                while len(queue) < WAITING * len(self.actors) and (
-                    group := tuple(islice(windows, self._batch))
-                ):
-                    task = Task(sight.slide.path.absolute(), sight.frame, sight.mark, key, group)
-                    number = self._idlest(queue)
-                    queue.append((self.actors[number].stain.remote(task), number))
-                if not queue:
+                while len(queue) < WAITING * len(self.actors) and (group := next(upcoming, None)):
+                    parts = [tuple(group[i : i + self._batch]) for i in range(0, len(group), self._batch)]
+                    for windows in parts:
+                        task = Task(sight.slide.path.absolute(), sight.frame, sight.mark, key, windows)
+                        number = self._idlest(queue)
+                        queue.append((self.actors[number].stain.remote(task), number))
+                    whole.append(len(parts))
+                if not whole:
                     return
-                result: Result | str = self._get(queue[0][0])
-                queue.popleft()
-                if isinstance(result, str):
-                    raise SlideError(result)
-                yield from result
+                pixels: list[Pixels] = []
+                bad: list[Rectangle] = []
+                for _ in range(whole.popleft()):
+                    result: Result | str = self._get(queue[0][0])
+                    queue.popleft()
+                    if isinstance(result, str):
+                        raise SlideError(result)
+                    pixels += result[0]
+                    bad += result[1]
+                yield pixels, bad
         finally:
             for waiting, _ in queue:
                 self._ray.cancel(waiting, recursive=False)

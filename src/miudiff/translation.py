@@ -21,6 +21,7 @@ from miudiff.checkpoints import append_json, read_json, write_json
 from miudiff.errors import CheckpointError, DataError, MiudiffError
 from miudiff.images import SUFFIXES, list_images, read_image, read_scale, same_scale, write_image
 from miudiff.methods.sdedit import StepReport
+from miudiff.slides.reader import is_slide
 from miudiff.stainer import VirtualStainer
 
 RECORD = "translation.json"
@@ -35,6 +36,10 @@ class Outcome:
     written: tuple[Path, ...]
     skipped: tuple[Path, ...]
     failed: tuple[tuple[Path, str], ...]
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """What became of both's sources."""
+        return Outcome(self.written + other.written, self.skipped + other.skipped, self.failed + other.failed)
 
     @property
     def exit_code(self) -> int:
@@ -54,7 +59,7 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if target.is_file():
             raise DataError(f"{target}: is a file, expected a folder for the images of {source}")
-        pairs = [(path, target / path.name) for path in list_images(source)]
+        pairs = [(path, target / path.name) for path in list_images(source) if not is_slide(path)]
     elif target.suffix.lower() in SUFFIXES and not target.is_dir():
         pairs = [(source, target)]
     elif target.suffix[1:].isalpha() and not target.exists():
@@ -69,6 +74,14 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
                 f"{result}: is the source itself; give another target, so that the H&E image is kept"
             )
     return pairs
+
+
+def has_images(source: Path) -> bool:
+    """Whether a folder has images that are no slides."""
+    return source.is_dir() and any(
+        path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not is_slide(path)
+        for path in source.iterdir()
+    )
 
 
 def translate_files(

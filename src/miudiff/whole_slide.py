@@ -11,25 +11,29 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from miudiff import __version__
 from miudiff.checkpoints import read_json, write_json
+from miudiff.cluster import LOCAL, Cluster
 from miudiff.errors import CheckpointError, DataError, MiudiffError, SlideError
-from miudiff.images import SLIDE_SUFFIXES, SUFFIXES, same_scale, write_bytes
+from miudiff.images import SUFFIXES, same_scale, write_bytes
 from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
 from miudiff.slides.blocks import Encoder
+from miudiff.slides.brightfield import check_brightfield
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
 from miudiff.slides.overview import tissue_mask
 from miudiff.slides.pyramid import BlockStore, Compression, Layout
-from miudiff.slides.brightfield import check_brightfield
-from miudiff.slides.reader import Slide, open_slide
+from miudiff.slides.reader import Slide, is_slide, open_slide
 from miudiff.slides.regions import Feature, read_regions, write_features
 from miudiff.slides.runner import Here, Runner, Stained, clear
 from miudiff.slides.sight import Rectangle, Sight, marking
@@ -37,7 +41,6 @@ from miudiff.stainer import VirtualStainer, check_mpp
 from miudiff.translation import NOTICE, Outcome
 
 RESULT = (".ome.tif", ".ome.tiff")
-LARGE = 4096 * 4096  # pixels beyond which a TIFF is handled as a slide
 FAILURES = "failures.csv"
 WORK = ".work"
 
@@ -64,7 +67,8 @@ class SlideOptions:
     Attributes:
         mark_unreadable: Hatch what cannot be read and go on, instead of stopping at it.
         samples: Translations, of seeds that follow each other; the first is the result.
-        at_once: How many slides are under way... one.
+        threads: Tiles of the result are made by so many at once.
+        report: Write a report beside each result.
     """
 
     seed: int = 0
@@ -73,22 +77,7 @@ class SlideOptions:
     samples: int = 1
     overwrite: bool = False
     threads: int = 2
-
-
-def is_slide(path: Path) -> bool:
-    """Whether a file is handled as a slide: a scanner's format, or a TIFF with a pyramid or of more than LARGE pixels."""
-    if path.suffix.lower() in SLIDE_SUFFIXES:
-        return True
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return False
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            return len(series.levels) > 1 or series.keyframe.imagewidth * series.keyframe.imagelength > LARGE
-    except Exception:  # what is no TIFF is told by who reads it
-        return False
+    report: bool = True
 
 
 def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) -> list[SlideJob]:
@@ -178,6 +167,30 @@ def _jobs_of_table(table: Path, target: Path, mpp: float | None, roi: Path | Non
     return jobs
 
 
+def stain_slides(
+    stainer: VirtualStainer,
+    load: Callable[[], VirtualStainer],
+    jobs: Sequence[SlideJob],
+    options: SlideOptions,
+    cluster: str | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Translate slides here, or on a Ray cluster.
+
+    Args:
+        load: Makes a stainer like `stainer` on another machine.
+        cluster: Address of a running cluster, or "local"; None stains here unless there are to be workers.
+        workers: How many actors; None takes one for each accelerator, or processor, of the cluster.
+    """
+    if cluster is None and workers is None:
+        return translate_slides(stainer, jobs, options, say)
+    device = stainer.placement.device.type
+    with contextlib.closing(Cluster(cluster or LOCAL, workers, load, stainer.batch, device)) as actors:
+        say(f"{len(actors.actors)} workers of {cluster or LOCAL}")
+        return translate_slides(stainer, jobs, options, say, actors.stained)
+
+
 def translate_slides(
     stainer: VirtualStainer,
     jobs: Sequence[SlideJob],
@@ -197,7 +210,10 @@ def translate_slides(
         if len(jobs) > 1:
             say(f"slide {number}/{len(jobs)}: {job.source}")
         try:
-            made = [translate_slide(stainer, one, options, say, stained) for one in _samples(job, options)]
+            made = [
+                translate_slide(stainer, one, replace(options, seed=seed), say, stained)
+                for one, seed in _samples(job, options)
+            ]
         except MiudiffError as error:
             message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
             failed.append((job.source, message))
@@ -242,7 +258,7 @@ def translate_slide(
         )
         with _folder(_work(job.target), record, options.overwrite) as folder:
             began = time.monotonic()
-            sight = _look(slide, frame, stainer, job, options, folder, say)
+            sight = _look(slide, frame, mpp, stainer, job, options)
             say(
                 f"{job.source.name}: {slide.width} x {slide.height} pixels, {told}; {frame.columns} x {frame.rows} at the model's scale"
             )
@@ -250,10 +266,10 @@ def translate_slide(
             with contextlib.closing(Encoder(sight, store, options.threads)) as encoder:
                 runner = Runner(sight, encoder, folder)
                 key = NoiseKey(options.seed, job.source.name)
-                engine = stained(key) if stained else Here(stainer, key, stainer.batch)
-                runner.run(engine, Progress("window", say))
+                engine = stained(key) if stained else Here(stainer, key)
+                runner.run(engine, Progress("windows", say))
                 encoder.complete()
-                record |= {"unreadable": runner.unreadable, "tissue_share": sight.tissue_share}
+                record |= {"unreadable": runner.unreadable, "tissue_share": _tissue_share(sight)}
                 _mark(job.target, runner.unreadable)
             name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
             write_json(path, record | {"seconds": round(time.monotonic() - began, 1)})
@@ -266,11 +282,10 @@ def translate_slide(
 def _look(
     slide: Slide,
     frame: Frame,
+    mpp: float | None,
     stainer: VirtualStainer,
     job: SlideJob,
     options: SlideOptions,
-    folder: Path,
-    say: Callable[[str], None],
 ) -> Sight:
     """The slide with what of it is asked for."""
     regions = read_regions(job.roi, slide.width, slide.height) if job.roi else None
@@ -278,7 +293,21 @@ def _look(
     if stainer.glass == "stain":
         return sight
     read = marking(slide, []) if options.mark_unreadable else None
-    return replace(sight, glass=tissue_mask(slide, stainer_scale(mpp), read))
+    return replace(sight, glass=tissue_mask(slide, mpp or 1.0, read))
+
+
+def _tissue_share(sight: Sight) -> float | None:
+    """The share of the slide that is no glass; None where glass was not looked for."""
+    return None if sight.glass is None else round(sight.glass.tissue_share(), 4)
+
+
+def _samples(job: SlideJob, options: SlideOptions) -> Iterator[tuple[SlideJob, int]]:
+    """The result and its further samples, each with its seed."""
+    folder = job.target.with_name(f"{stem(job.target)}.samples")
+    seeds = range(options.seed + 1, options.seed + options.samples)
+    yield job, options.seed
+    for seed in seeds:
+        yield replace(job, target=folder / f"seed{seed}.ome.tif"), seed
 
 
 def _scale(slide: Slide, given: float | None, model: float | None) -> tuple[float | None, str]:
@@ -327,12 +356,16 @@ def _record(
         "seed": options.seed,
         "mode": stainer.mode,
         "glass": stainer.glass,
-        "compression": options.compression.name,
+        "compression": _compression(options.compression),
         "regions": hashlib.sha256(job.roi.read_bytes()).hexdigest()[:16]
         if job.roi and job.roi.is_file()
         else None,
         "mark_unreadable": options.mark_unreadable,
     }
+
+
+def _compression(how: Compression) -> str:
+    return f"jpeg {how.quality}" if how.kind == "jpeg" else how.kind
 
 
 # What may differ between a result, or what was begun of it, and the command that finds it.
@@ -418,8 +451,6 @@ def _tell_failures(path: Path, failed: Sequence[tuple[Path, str]]) -> None:
     if not failed:
         path.unlink(missing_ok=True)
         return
-    import io
-
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(("slide", "error"))

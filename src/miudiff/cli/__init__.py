@@ -25,9 +25,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
     sys.exit(
         _exit_code(
-            lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            lambda: app(
+                _with_address(arguments), exit_on_error=False, print_error=False, result_action="return_value"
+            )
         )
     )
+
+
+def _with_address(arguments: list[str] | None) -> list[str]:
+    """`--cluster` without an address starts a cluster here."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for i, word in enumerate(words):
+        if word == "--cluster" and (i + 1 == len(words) or words[i + 1].startswith("-")):
+            words[i] = "--cluster=local"
+    return words
 
 
 def _exit_code(command: Callable[[], object]) -> int:

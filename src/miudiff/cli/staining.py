@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from miudiff.cli.app import Change, Method, Preset, app, complain, say
+from miudiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miudiff.whole_slide import SlideOptions
 
 
 @app.command
@@ -24,6 +32,55 @@ def demo(*, out: Path = Path("demo"), preset: Preset = "tuned", seed: int = 0, d
     return 0
 
 
+@dataclass(frozen=True)
+class SlideFlags:
+    """What is for whole slides only.
+
+    Args:
+        roi: GeoJSON of the regions to stain, as QuPath exports it; all of the slide by default.
+        mark_unreadable: Hatch what cannot be read and go on, instead of stopping at it.
+        compression: Of a slide's result: jpeg (4:4:4), or lossless.
+        quality: Of JPEG, 1 to 100.
+        samples: Translations of seeds that follow each other; their spread is the report's uncertainty.
+        report: Write a report, measures and GeoJSON beside a slide's result.
+        cluster: Address of a Ray cluster whose actors stain; without an address, one is started here.
+        workers: Actors of the cluster; its processors or accelerators by default.
+    """
+
+    roi: Path | None = None
+    mark_unreadable: Annotated[bool, Parameter(negative=())] = False
+    compression: Literal["jpeg", "lossless"] = "jpeg"
+    quality: int = 90
+    samples: int = 1
+    report: bool = True
+    cluster: str | None = None
+    workers: int | None = None
+
+    @property
+    def asked_for(self) -> str | None:
+        """The first that was given another value than its usual one."""
+        changed = (one.name for one in fields(self) if getattr(self, one.name) != one.default)
+        return next(changed, "").replace("_", "-") or None
+
+    def options(self, seed: int, overwrite: bool) -> SlideOptions:
+        """For the runner.
+
+        Raises:
+            ConfigError: A value that cannot be.
+        """
+        from miudiff.slides.pyramid import Compression
+        from miudiff.whole_slide import SlideOptions
+
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality: found {self.quality}, expected 1 to 100")
+        if self.samples < 1:
+            raise ConfigError(f"--samples: found {self.samples}, expected at least 1")
+        compression = Compression(self.compression, self.quality)
+        return SlideOptions(
+            seed, self.mark_unreadable, compression, self.samples, overwrite, report=self.report
+        )
+
+
 @app.command
 def translate(
     source: Path,
@@ -39,13 +96,16 @@ def translate(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     glass: Literal["keep", "stain"] = "keep",
+    mode: Literal["blend", "fuse"] = "blend",
+    batch_size: int | None = None,
     overwrite: bool = False,
+    slides: Annotated[SlideFlags, Parameter(name="*")] = SlideFlags(),  # it is frozen
 ) -> int:
-    """Translate an H&E image, or a folder of them, to virtual IHC. Each result keeps its source's name. Run it again to go on.
+    """Translate H&E to virtual IHC: an image, a whole slide, or a folder of them. Each result keeps its source's name. Run it again to go on.
 
     Args:
-        source: An image or a folder of images.
-        target: A file for one image, or a folder.
+        source: An image, a slide, a folder, or a CSV of slides with columns slide, mpp and roi.
+        target: A file for one image (.ome.tif for a slide), or a folder.
         method: miu-diff by default; a model folder of CUT, FastCUT or ASP says itself which it is.
         preset: The method's settings: tuned (the default) or paper for MIU-Diff, official (the default) or paper for the others.
         seed: Same seed, same result.
@@ -56,15 +116,24 @@ def translate(
         device: auto, cpu, cuda, cuda:N or mps. Never falls back by itself.
         precision: bf16 where it is faster (auto), or as asked.
         glass: Empty glass stays as it is (keep), or is translated like tissue (stain).
+        mode: Tiles are stained apart and blended, or agree after every step of the reverse walk (fuse), without refinement.
+        batch_size: Tiles that the network is given at once: 1 on a processor, 8 on an accelerator; halved where memory is short.
         overwrite: Make results again that are there.
     """
     from miudiff.stainer import VirtualStainer, check_mpp
-    from miudiff.translation import NOTICE, plan, translate_files
+    from miudiff.translation import NOTICE, Outcome, has_images, plan, translate_files
+    from miudiff.whole_slide import slide_jobs, stain_slides
 
     if mpp is not None:
         check_mpp(mpp)
-    plan(source, target)  # a wrong path is told before seconds are spent on weights
-    stainer = VirtualStainer.load(
+    jobs = slide_jobs(source, target, mpp, slides.roi)
+    images = not jobs or has_images(source)
+    if images:
+        plan(source, target)  # a wrong path is told before seconds are spent on weights
+    if not jobs and (unused := slides.asked_for):
+        raise ConfigError(f"--{unused}: is for whole slides; {source} is none, and holds none")
+    load = partial(
+        VirtualStainer.load,
         model,
         method=method,
         preset=preset,
@@ -73,7 +142,11 @@ def translate(
         device=device,
         precision=precision,
         glass=glass,
+        mode=mode,
+        batch=batch_size,
     )
+    stainer = load()
+    stainer.say = say
     if stainer.lacks_tone:
         say(
             f"{model} has no luma curve for {stainer.marker}: its luma is used as it is (make one with `miudiff model tone`)"
@@ -81,7 +154,13 @@ def translate(
     say(
         f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, {stainer.name}{f' {preset}' if preset else ''}, seed {seed}, {stainer.placement}; {NOTICE}"
     )
-    outcome = translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
+    outcome = Outcome((), (), ())
+    if images:
+        outcome += translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
+    if jobs:
+        outcome += stain_slides(
+            stainer, load, jobs, slides.options(seed, overwrite), slides.cluster, slides.workers, say
+        )
     say(f"{len(outcome.written)} written, {len(outcome.skipped)} there already, {len(outcome.failed)} failed")
     if outcome.failed:
         more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""

@@ -25,6 +25,7 @@ __all__ = [
     "read_scaled_marked",
 ]
 
+LARGE = 4096 * 4096  # pixels beyond which a TIFF is handled as a slide, even without a pyramid
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -61,6 +62,22 @@ def open_slide(path: str | Path) -> Slide:
             f"{path}: no reader knows its content; it is damaged, or files that belong to it are missing: copy all of it again"
         )
     return ImageSlide(path)
+
+
+def is_slide(path: Path) -> bool:
+    """Whether a file is handled as a slide: a scanner's format, or a TIFF with a pyramid or of more than LARGE pixels."""
+    if path.suffix.lower() in SLIDE_SUFFIXES:
+        return True
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            return len(series.levels) > 1 or series.keyframe.imagewidth * series.keyframe.imagelength > LARGE
+    except Exception:  # what is no TIFF is told by who reads it
+        return False
 
 
 class ImageSlide(Slide):

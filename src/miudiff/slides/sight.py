@@ -16,6 +16,7 @@ from miudiff.slides.marked import read_marked
 from miudiff.slides.overview import TissueMap
 from miudiff.slides.reader import Slide, read_scaled
 from miudiff.slides.regions import Regions
+from miudiff.slides.scaled import Read
 
 OUTSIDE = 204  # grey of what lies outside the regions asked for: no tissue, no glass, no stain
 HATCH, HATCH_WIDTH = (204, 102), 16  # greys and pixels of the hatching over what cannot be read
@@ -80,7 +81,7 @@ class Sight:
         end, right = windows[-1].left + width, min(windows[-1].left + width, self.frame.columns)
         bottom = min(top + height, self.frame.rows)
         bad: list[Rectangle] = []
-        read = partial(_read_and_mark, bad, self.slide) if self.mark else None
+        read = marking(self.slide, bad) if self.mark else None
         pixels = read_scaled(
             self.slide, self.frame.box(left, top, right, bottom), right - left, bottom - top, read
         )
@@ -96,8 +97,13 @@ class Sight:
         """
         bad: list[Rectangle] = []
         if self.mark:
-            return _read_and_mark(bad, self.slide, x, y, width, height, 0), bad
+            return marking(self.slide, bad)(x, y, width, height, 0), bad
         return self.slide.read(x, y, width, height, 0), bad
+
+
+def marking(slide: Slide, found: list[Rectangle]) -> Read:
+    """Reads of a slide that tell in `found` what cannot be read, instead of stopping at it."""
+    return partial(_read_and_mark, found, slide)
 
 
 def _read_and_mark(
