@@ -33,6 +33,7 @@ ALLOWED = {
     "diffusion": LEARNING,
     "information": {*LEARNING, "diffusion"},
     "methods": {*LEARNING, *CORE},
+    "slides": {"checkpoints", "tiling"},  # knows no networks
     "stainer": {"methods", "tiling"},
     "runs": {*LEARNING, *CORE, "methods"},
     "trajectory": {"methods"},

@@ -1,0 +1,1 @@
+"""Whole slides: read, staged, stitched and written; no networks in here."""
