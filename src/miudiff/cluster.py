@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from miudiff.errors import ClusterError, ConfigError, MiudiffError, SlideError
 from miudiff.images import Pixels
@@ -122,7 +122,7 @@ class Cluster:
             "num_gpus": int(device == "cuda"),
         }
         kind = "GPU" if device == "cuda" else "CPU"
-        workers = workers or max(int(ray.cluster_resources().get(kind, 0)), 1)
+        workers = workers or max(int(cast("Any", ray).cluster_resources().get(kind, 0)), 1)
         self.actors: list[Any] = [actor.options(**wanted).remote(load) for _ in range(workers)]
         self._get([actor.ready.remote() for actor in self.actors])  # weights that do not load are told now
 
