@@ -32,7 +32,7 @@ from miudiff.slides.brightfield import check_brightfield
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
 from miudiff.slides.overview import tissue_mask
-from miudiff.slides.pyramid import BlockStore, Compression, Layout
+from miudiff.slides.pyramid import BlockStore, Layout
 from miudiff.slides.reader import Slide, is_slide, open_slide
 from miudiff.slides.regions import Feature, read_regions, write_features
 from miudiff.slides.runner import Here, Runner, Stained, clear

@@ -1,21 +1,26 @@
 """Slides that OpenSlide reads.
 
 OpenSlide decodes strictly: what is damaged is an error. After an error a handle fails for good, for every thread, so what failed
-is tried again on a new handle, which takes the place of the old one if it can read.
+is tried again on a new handle, which takes the place of the old one if it can read. It does not see tiles whose data go on after
+the picture is full, so where it shows which tiles it reads, in Aperio's files, they are checked first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import openslide
+import tifffile
 from PIL import Image
 
 from miudiff.errors import SlideError
 from miudiff.images import Pixels
 from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of, one_line
+from miudiff.slides.tiff_tiles import JPEG, Grid, TileData, grid
 
 # These keep no tile for a place that holds no picture; a hole in a file of any other maker is damage.
 SPARSE = ("mirax", "ventana", "leica", "hamamatsu", "dicom", "philips", "zeiss", "trestle", "sakura")
@@ -50,6 +55,7 @@ class OpenSlideSlide(Slide):
         self._handle: openslide.OpenSlide | None = handle
         self._exact = handle.level_downsamples
         self._lock = threading.Lock()
+        self._tiles = _tiles(path, handle.level_dimensions) if self.format == "aperio" else None
         self._sparse = self.format.startswith(SPARSE)
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         self._ground = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
@@ -57,8 +63,12 @@ class OpenSlideSlide(Slide):
     def close(self) -> None:
         with self._lock:
             self._handle = None  # closed when the last thread that reads from it lets go
+        if self._tiles is not None:
+            self._tiles.close()
 
     def _read(self, x: int, y: int, width: int, height: int, level: int) -> Pixels:
+        if self._tiles is not None:
+            self._tiles.check(x, y, width, height, level)
         if float(self._exact[level]).is_integer():
             return self._block(x, y, width, height, level)
         # OpenSlide takes places in whole pixels of level 0, which are fractions of a pixel here, and interpolates. What a pixel
@@ -111,6 +121,19 @@ class OpenSlideSlide(Slide):
         pixels = np.asarray(image)
         share = pixels[..., 3:].astype(np.float32) / 255
         return np.rint(pixels[..., :3] * share + self._ground * (1 - share)).astype(np.uint8)
+
+
+def _tiles(path: Path, sizes: Sequence[tuple[int, int]]) -> TileData:
+    """The tiles of each level that is a page of JPEG tiles."""
+    found: dict[tuple[int, int], Grid] = {}
+    with (
+        contextlib.suppress(Exception),
+        tifffile.TiffFile(path) as tiff,
+    ):  # a check more, no condition to read
+        for page in tiff.pages:
+            if page.is_tiled and page.compression == JPEG:
+                found.setdefault((page.imagewidth, page.imagelength), grid(page))
+    return TileData(path, [found.get(size) for size in sizes])
 
 
 def _scale(path: Path, properties: dict[str, str]) -> Scale:
