@@ -9,9 +9,10 @@ import tifffile
 
 from miudiff.noise import NoiseKey
 from miudiff.slides.blocks import Encoder
+from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
-from miudiff.slides.pyramid import BlockStore, Compression, Layout
+from miudiff.slides.pyramid import BlockStore, Layout
 from miudiff.slides.reader import open_slide
 from miudiff.slides.runner import Here, Runner
 from miudiff.slides.sight import Sight

@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from miudiff.slides.overview import TissueMap
-from miudiff.slides.regions import read_regions
 
 import miudiff.slides.runner as runner_module
 from miudiff.errors import DataError, SlideError
 from miudiff.noise import NoiseKey
 from miudiff.slides.blocks import Encoder
+from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
-from miudiff.slides.pyramid import BlockStore, Compression, Layout
+from miudiff.slides.overview import TissueMap
+from miudiff.slides.pyramid import BlockStore, Layout
 from miudiff.slides.reader import open_slide
+from miudiff.slides.regions import read_regions
 from miudiff.slides.runner import Here, Runner
 from miudiff.slides.sight import HATCH, OUTSIDE, Sight
 from miudiff.tiling import over_tiles

@@ -1,20 +1,94 @@
-"""What staining a slide would take, measured on this machine: part of `miudiff info`."""
+"""What a slide holds, and what staining it would take, measured on this machine: `miudiff info`."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from miudiff.errors import ConfigError, MiudiffError, SlideError
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.sdedit import StepReport
 from miudiff.noise import NoiseKey
-from miudiff.slides.frame import Frame
+from miudiff.progress import duration
+from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.frame import Frame, frame_of
+from miudiff.slides.overview import TissueMap, describe, tissue_mask
+from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
-from miudiff.stainer import VirtualStainer
+from miudiff.slides.sight import Sight
+from miudiff.stainer import VirtualStainer, check_mpp
 
 TILE = 512  # of the result, in pixels
+
+
+def tell_slides(
+    paths: Sequence[Path],
+    mpp: float | None,
+    load: Callable[[], VirtualStainer] | None,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Say what each slide holds; returns what is wrong with those that cannot be translated, a line each.
+
+    Args:
+        mpp: Micrometres per pixel where the files do not state it.
+        load: Makes the stainer that time and memory are estimated for; None leaves them out.
+
+    Raises:
+        ConfigError: No slides.
+    """
+    if not paths:
+        raise ConfigError("info: found no slides, expected at least one file")
+    if mpp is not None:
+        check_mpp(mpp)
+    stainer: VirtualStainer | None = None
+    failed = []
+    for path in paths:
+        try:
+            with open_slide(path) as slide:
+                say(str(path))
+                scale = mpp or slide.mpp
+                bright = _complaint(check_brightfield, slide)
+                tissue = None if bright else tissue_mask(slide, scale or 1.0)
+                for line in describe(slide, mpp, tissue):
+                    say(f"  {line}")
+                if bright:
+                    failed.append(bright)
+                    continue
+                if load is None:
+                    continue
+                if scale is None:
+                    say("  estimate not possible without a scale")
+                    continue
+                stainer = stainer or load()
+                say(f"  estimate {_tell(stainer, slide, scale, tissue)}")
+        except MiudiffError as error:
+            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+    return failed
+
+
+def _complaint(check: Callable[[Slide], None], slide: Slide) -> str | None:
+    try:
+        check(slide)
+    except SlideError as error:
+        return str(error)
+    return None
+
+
+def _tell(stainer: VirtualStainer, slide: Slide, mpp: float, tissue: TissueMap | None) -> str:
+    grid = (stainer.window, stainer.overlap, stainer.multiple)
+    frame = frame_of(slide.width, slide.height, mpp, stainer.model.card.mpp, grid, stainer.least)
+    sight = Sight(slide, frame, tissue)
+    windows = sum(sight.needs(window) for row in range(len(frame.tops)) for window in frame.row(row))
+    found = estimate(stainer, frame, windows)
+    total = len(frame.tops) * len(frame.lefts)
+    return (
+        f"{duration(found.seconds)} for {windows} of {total} windows of {frame.size[1]} x {frame.size[0]} at {stainer.model.card.mpp or mpp:g} um/px "
+        f"({stainer.model.card.name}, {stainer.placement}); {found.memory / 2**20:.0f} MiB beside the network"
+    )
 
 
 class Estimate(NamedTuple):

@@ -29,6 +29,7 @@ from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
 from miudiff.slides.blocks import Encoder
 from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
 from miudiff.slides.overview import tissue_mask

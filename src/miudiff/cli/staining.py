@@ -68,7 +68,7 @@ class SlideFlags:
         Raises:
             ConfigError: A value that cannot be.
         """
-        from miudiff.slides.pyramid import Compression
+        from miudiff.slides.encoding import Compression
         from miudiff.whole_slide import SlideOptions
 
         if not 1 <= self.quality <= 100:
@@ -195,4 +195,55 @@ def calibrate(
     from miudiff.calibration import calibrate_files
 
     calibrate_files(source, target, preset, model, marker, mpp, set_, device, say)
+    return 0
+
+
+@app.command
+def info(
+    *slides: Path,
+    mpp: float | None = None,
+    model: str = "ki67-small",
+    marker: str | None = None,
+    preset: str | None = None,
+    set_: Change = (),
+    device: str = "auto",
+    estimate: bool = True,
+) -> int:
+    """Say what slides hold: size, levels, scale and where it was read, tissue, and what staining them here would take.
+
+    Args:
+        slides: Slides or images.
+        mpp: Micrometres per pixel, where the files do not state it.
+        model: The model that the estimate is for.
+        marker: For a model of several markers.
+        preset: The settings that the estimate is for.
+        set_: A change of the preset.
+        device: auto, cpu, cuda, cuda:N or mps.
+        estimate: Measure a few steps on this machine, and say time and memory.
+    """
+    from miudiff.slide_info import tell_slides
+    from miudiff.stainer import VirtualStainer
+
+    load = partial(VirtualStainer.load, model, preset=preset, changes=set_, marker=marker, device=device)
+    failed = tell_slides(slides, mpp, load if estimate else None, say)
+    for line in failed:
+        complain(line)
+    if not failed:
+        return 0
+    return 3 if len(failed) < len(slides) else 2
+
+
+@app.command
+def view(he: Path, ihc: Path | None = None, *, port: int | None = None, browser: bool = True) -> int:
+    """Show H&E and virtual IHC side by side in the browser, on this machine alone; Ctrl-C ends it.
+
+    Args:
+        he: The H&E slide or image; or a folder of results, as a gallery.
+        ihc: Its virtual IHC.
+        port: Of 127.0.0.1; a free one by default.
+        browser: Open the page.
+    """
+    from miudiff.viewer import serve
+
+    serve(he if ihc else None, ihc or he, port, browser, say)
     return 0
