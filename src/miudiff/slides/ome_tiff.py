@@ -2,7 +2,7 @@
 
 Readers disagree on where the coarser levels of a TIFF are. OME-TIFF, so Bio-Formats and QuPath, wants them as SubIFDs of the
 full image; OpenSlide follows the main chain of IFDs and looks nowhere else. A directory may be reached both ways: here each level
-is written once, as a SubIFD, and then linked into the main chain as well.
+is written once, and both name it.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def _directories(store: BlockStore, blocks: list[list[Block]], mpp: float | None
     lengths = [[length for block in rows for length in block.lengths] for rows in blocks]
 
     def write(starts: list[int], tiles: int) -> list[bytes]:
-        ends = list(accumulate(chain.from_iterable(lengths), initial=tiles))
+        begins = list(accumulate(chain.from_iterable(lengths), initial=tiles))
         written, first = [], 0
         for level in levels:
             tags = _tags(store, level, mpp)
             tags += [
-                tiff.offsets(324, ends[first : first + len(lengths[level])]),
+                tiff.offsets(324, begins[first : first + len(lengths[level])]),  # where its tiles begin
                 tiff.longs(325, lengths[level]),
             ]
             first += len(lengths[level])
@@ -112,9 +112,8 @@ def _tags(store: BlockStore, level: int, mpp: float | None) -> list[tiff.Tag]:
 
 
 def _describe(layout: Layout, mpp: float | None, name: str, identity: str, notice: str) -> str:
-    name = "".join(
-        letter if letter.isprintable() else "?" for letter in name
-    )  # XML has no word for the others
+    # XML has no word for control characters, UTF-8 none for the undecoded bytes of a file's name.
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
     unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{SOFTWARE} {identity}")
     scale = "" if mpp is None else f'PhysicalSizeX="{float(mpp)!r}" PhysicalSizeXUnit="µm" '
     scale += scale.replace("SizeX", "SizeY")
