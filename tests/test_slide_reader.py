@@ -544,6 +544,19 @@ def test_shrinking_by_a_whole_factor_is_the_mean_of_squares(tmp_path):
     assert np.abs(small - mean).max() <= 1  # the filter rounds twice
 
 
+@pytest.mark.parametrize(("size", "method"), [((120, 80), "BOX"), ((97, 71), "BOX"), ((720, 480), "BICUBIC")])
+def test_resampling_is_pillows_but_for_its_rounding(tmp_path, size, method):
+    image = Image.fromarray(tissue(240, 360))
+    image.save(tmp_path / "a.png")
+    pillow = np.asarray(image.resize(size, Image.Resampling[method]))
+    with open_slide(tmp_path / "a.png") as slide:
+        ours = read_scaled(slide, (0, 0, 360, 240), *size)
+    inner = (slice(4, -4), slice(4, -4))  # at the border Pillow weighs what is there, we repeat the edge
+    difference = np.abs(ours[inner].astype(int) - pillow[inner])
+    assert difference.max() <= 2  # Pillow rounds between its two passes
+    assert difference.mean() < 0.3
+
+
 @pytest.mark.parametrize("factor", [2.6, 0.4])
 def test_a_ramp_stays_a_ramp_and_in_its_place(tmp_path, factor):
     """Values are those of the places of the new pixels, so nothing is shifted; the border goes on beyond the slide."""

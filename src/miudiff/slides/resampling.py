@@ -19,6 +19,7 @@ from miudiff.images import Pixels
 Box = tuple[float, float, float, float]
 
 PHASES = 4096  # places of a bicubic between two pixels: the same place, reached by other sums, has the same weights
+SAME = 1e-9  # how far a step of one pixel may be from 1
 TIE = 1e-6  # a centre on the border of two new pixels is the second one's, whatever the last digits say
 
 
@@ -36,6 +37,9 @@ def resample(pixels: Pixels, x: int, y: int, box: Box, width: int, height: int) 
     """
     rows, columns, channels = pixels.shape
     step_x, step_y = (box[2] - box[0]) / width, (box[3] - box[1]) / height
+    if all(_is_whole(n) for n in (box[0], box[1])) and max(abs(step_x - 1), abs(step_y - 1)) < SAME:
+        across_at = (round(box[0]) - x + np.arange(width)).clip(0, columns - 1)
+        return pixels[(round(box[1]) - y + np.arange(height)).clip(0, rows - 1)][:, across_at]
     # float32 adds whole numbers below 2^24 without rounding
     kind = np.float32 if 255 * math.ceil(step_x) * math.ceil(step_y) < 2**24 else np.float64
     down, count_down = _weights(box[1], step_y, height, y, rows)
@@ -50,6 +54,10 @@ def resample(pixels: Pixels, x: int, y: int, box: Box, width: int, height: int) 
 def reach(step: float) -> int:
     """How many pixels beyond a box matter to its pixels."""
     return 1 if step > 1 else 3
+
+
+def _is_whole(place: float) -> bool:
+    return abs(place - round(place)) * PHASES < 0.5
 
 
 def _weights(
