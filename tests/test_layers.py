@@ -42,6 +42,7 @@ ALLOWED = {
     "translation": {"checkpoints", "methods", "stainer"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
     "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},
+    "viewer": {"checkpoints", "slides"},
     "doctor": {"methods"},
 }
 ALLOWED["cli"] = set(ALLOWED)
