@@ -46,6 +46,7 @@ ALLOWED = {
     "whole_slide": {"checkpoints", "cluster", "slides", "stainer", "translation"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
     "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},
+    "viewer": {"checkpoints", "slides"},
     "doctor": {"methods"},
 }
 ALLOWED["cli"] = set(ALLOWED)

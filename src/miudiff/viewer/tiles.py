@@ -1,0 +1,182 @@
+"""Tiles of a slide for the page: squares of 512 pixels at every halving of level 0, as JPEG; DAB and uncertainty are drawn here too.
+
+    tile (k, x, y) = level-0 box [512 x 2^k, 512 (x + 1) 2^k] x [512 y 2^k, 512 (y + 1) 2^k]
+
+with a pixel more on each side that has a neighbour, and cut at the slide's edge.
+
+A tile is read right or refused; nothing stands in for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from miudiff import __version__
+from miudiff.errors import SlideError
+from miudiff.images import Pixels
+from miudiff.slides.reader import Slide, open_slide, read_scaled
+from miudiff.stains import combine_stains, dab_map, rgb_from_hdab
+
+SIDE = 512
+OVERLAP = (
+    1  # pixels of each neighbour: without them the page would stretch tiles by a pixel to hide their seams
+)
+HELD = 8  # slides kept open: the panes of two pages
+QUALITY = 90  # without chroma subsampling: the stain is in the chroma
+DOUBT = (0, 214, 160)  # a green that neither stain has
+STRONGEST = 0.85  # opacity of the overlay where uncertainty is greatest
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tile: level-0 pixels are halved `halvings` times, then column and row of squares of `SIDE`."""
+
+    halvings: int
+    column: int
+    row: int
+
+
+def halvings(width: int, height: int) -> int:
+    """How often a slide is halved until it is one tile."""
+    return max(0, math.ceil(math.log2(max(width, height) / SIDE)))
+
+
+def version(path: Path) -> str:
+    """A word that changes when the file's content, or the way it is drawn, does.
+
+    Raises:
+        OSError: The file is gone.
+    """
+    status = path.stat()
+    key = f"{__version__} {status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(path.absolute())
+    return hashlib.sha256(key).hexdigest()[:16]
+
+
+class Slides:
+    """Slides by their files, the latest kept open; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Path, tuple[str, Slide]] = OrderedDict()
+
+    def get(self, path: Path) -> Slide:
+        """The open slide; opened again if its file has changed.
+
+        Raises:
+            SlideError: It cannot be opened.
+            OSError: It is gone.
+        """
+        now = version(path)
+        with self._lock:
+            if path in self._open and self._open[path][0] == now:
+                self._open.move_to_end(path)
+                return self._open[path][1]
+            slide = open_slide(path)
+            self._open[path] = now, slide
+            while len(self._open) > HELD:
+                # Not closed here: a thread may be reading from it, and it closes with its last reader.
+                self._open.popitem(last=False)
+            return slide
+
+    def close(self) -> None:
+        with self._lock:
+            for _, slide in self._open.values():
+                slide.close()
+            self._open.clear()
+
+
+def read_tile(slide: Slide, place: Place) -> Pixels:
+    """The pixels of a tile with `OVERLAP` of its neighbours, uint8, at most [514, 514, 3]; less at the slide's edges.
+
+    Raises:
+        SlideError: It cannot be read, in whole or in part.
+        ValueError: There is no such tile.
+    """
+    step = 2**place.halvings if place.halvings <= halvings(slide.width, slide.height) else 0
+    left, top = place.column * SIDE, place.row * SIDE
+    if not step or left * step >= slide.width or top * step >= slide.height:
+        raise ValueError(f"no tile {place}")
+    wide = _box(slide, step, left - OVERLAP, top - OVERLAP, left + SIDE + OVERLAP, top + SIDE + OVERLAP)
+    try:
+        return _read(slide, step, wide)
+    except SlideError:  # damage of a neighbour is not this tile's
+        own = _box(slide, step, left, top, left + SIDE, top + SIDE)
+        pixels = _read(slide, step, own)
+    before = [(inner - outer) // step for inner, outer in zip(own[:2], wide[:2])]
+    after = [n - m - k for n, m, k in zip(_size(wide, step), pixels.shape[1::-1], before)]
+    return np.pad(pixels, ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="edge")
+
+
+Box = tuple[int, int, int, int]
+
+
+def _box(slide: Slide, step: int, left: int, top: int, right: int, bottom: int) -> Box:
+    """The part of the slide in a box of pixels of `step` level-0 pixels."""
+    right, bottom = min(right * step, slide.width), min(bottom * step, slide.height)
+    return max(left * step, 0), max(top * step, 0), right, bottom
+
+
+def _size(box: Box, step: int) -> tuple[int, int]:
+    """Pixels across and down. Rounded down at the slide's edges: one more would be finer than the level that fits."""
+    return max(1, (box[2] - box[0]) // step), max(1, (box[3] - box[1]) // step)
+
+
+def _read(slide: Slide, step: int, box: Box) -> Pixels:
+    width, height = _size(box, step)
+    if (box[2] - box[0], box[3] - box[1]) == (width * step, height * step):
+        x, y = box[0] // step, box[1] // step
+        for number, level in enumerate(slide.levels):
+            if level.downsample == step and x + width <= level.width and y + height <= level.height:
+                # The same pixels without the margin of a resampling, which may be damaged.
+                return slide.read(x, y, width, height, number)
+    return read_scaled(slide, box, width, height)
+
+
+def stain(pixels: Pixels) -> bytes:
+    """The image as it is, JPEG."""
+    return _encode(Image.fromarray(pixels))
+
+
+def dab(pixels: Pixels) -> bytes:
+    """Its DAB alone, in DAB's own colour on white, JPEG: separated with the light 255, as the measures do."""
+    amount = dab_map(pixels)
+    return _encode(Image.fromarray(combine_stains(amount[..., None], rgb_from_hdab[1:2])))
+
+
+def doubt(pixels: Pixels) -> bytes:
+    """An uncertainty map as an overlay, PNG: the brighter the map, the less it lets through."""
+    level = pixels.max(axis=-1).astype(np.float32) * STRONGEST
+    overlay = np.empty((*level.shape, 4), np.uint8)
+    overlay[..., :3] = DOUBT
+    overlay[..., 3] = np.rint(level)
+    buffer = io.BytesIO()
+    Image.fromarray(overlay).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+# Each layer of the page: whose pixels, how they are drawn, and as what.
+LAYERS: dict[str, tuple[str, Callable[[Pixels], bytes], str]] = {
+    "he": ("he", stain, "image/jpeg"),
+    "ihc": ("ihc", stain, "image/jpeg"),
+    "ihc-dab": ("ihc", dab, "image/jpeg"),
+    "real": ("real", stain, "image/jpeg"),
+    "real-dab": ("real", dab, "image/jpeg"),
+    "uncertainty": ("uncertainty", doubt, "image/png"),
+}
+
+
+def _encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return buffer.getvalue()
