@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from miudiff.errors import DataError, SlideError
-from miudiff.images import Pixels, read_image
-from miudiff.slides.scaled import read_scaled
-from miudiff.slides.slide import Level, Scale, Slide
+from PIL import Image
 
-__all__ = ["ImageSlide", "Level", "Slide", "open_slide", "read_scaled"]
+from miudiff.errors import DataError, SlideError
+from miudiff.images import MAX_PIXELS, SLIDE_SUFFIXES, Pixels, read_image
+from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.marked import read_marked, read_scaled_marked
+from miudiff.slides.scaled import read_scaled
+from miudiff.slides.slide import Level, RegionError, Scale, Slide
+
+__all__ = [
+    "ImageSlide",
+    "Level",
+    "RegionError",
+    "Slide",
+    "check_brightfield",
+    "open_slide",
+    "read_marked",
+    "read_scaled",
+    "read_scaled_marked",
+]
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -40,6 +54,12 @@ def open_slide(path: str | Path) -> Slide:
         from miudiff.slides.tiff_reader import TiffSlide
 
         return TiffSlide(path)
+    if (
+        path.suffix.lower() in SLIDE_SUFFIXES
+    ):  # the main file of some makers is a small JPEG beside the slide's own files
+        raise SlideError(
+            f"{path}: no reader knows its content; it is damaged, or files that belong to it are missing: copy all of it again"
+        )
     return ImageSlide(path)
 
 
@@ -47,6 +67,19 @@ class ImageSlide(Slide):
     """A plain image, held whole; it states no scale."""
 
     def __init__(self, path: Path) -> None:
+        try:
+            with Image.open(path) as image:  # reads the header
+                if image.width * image.height > MAX_PIXELS:
+                    raise SlideError(
+                        f"{path}: {image.width} x {image.height} pixels, expected at most {MAX_PIXELS:,} in a plain image; "
+                        "convert it to a tiled TIFF"
+                    )
+        except Image.DecompressionBombError as error:
+            raise SlideError(
+                f"{path}: too many pixels for a plain image; convert it to a tiled TIFF"
+            ) from error
+        except OSError:
+            pass  # reading the pixels says what is wrong
         try:
             self._pixels = read_image(path)
         except DataError as error:

@@ -16,7 +16,10 @@ from typing import Self
 from miudiff.errors import SlideError
 from miudiff.images import Pixels, same_scale
 
-FINEST, COARSEST = 0.01, 20.0  # micrometres per pixel of an optical scan; beyond them a file states a printing resolution
+FINEST, COARSEST = (
+    0.01,
+    20.0,
+)  # micrometres per pixel of an optical scan; beyond them a file states a printing resolution
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Scale:
 
     mpp: float | None = None
     source: str = ""
+
+
+class RegionError(SlideError):
+    """A region of a slide cannot be read; others may be."""
 
 
 class Unreadable(Exception):
@@ -76,7 +83,8 @@ class Slide(abc.ABC):
             level: Which level of the pyramid.
 
         Raises:
-            SlideError: It cannot be read, in whole or in part. Other regions still can.
+            RegionError: It cannot be read, in whole or in part. Other regions still can.
+            SlideError: The file vanished or changed.
             ValueError: It is not inside the level.
         """
         if not 0 <= level < len(self.levels):
@@ -96,8 +104,8 @@ class Slide(abc.ABC):
         if failure is not None:
             d = size.downsample
             where = f"{round(x * d)}, {round(y * d)}, {round(width * d)} x {round(height * d)}"
-            raise SlideError(
-                f"{self.path}: the region {where} of level 0 cannot be read ({_one_line(failure)}); "
+            raise RegionError(
+                f"{self.path}: the region {where} of level 0 cannot be read ({one_line(failure)}); "
                 "copy the slide again, or leave the region out with --mark-unreadable"
             ) from failure
         return pixels
@@ -168,5 +176,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The words of an error, on one line and not too long."""
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -5,6 +5,7 @@ Tiles are read one by one, checked and decoded; the latest decoded ones are kept
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -16,7 +17,11 @@ import tifffile
 
 from miudiff.errors import SlideError
 from miudiff.images import MAX_PIXELS, Pixels
-from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of
+from miudiff.slides.jpeg import damage, joined
+from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of, one_line
+
+# tifffile tells of damage in its log, which nobody may have set up; what matters of it becomes an error here
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 HELD = 64 * 2**20  # bytes of decoded tiles that are kept
 MICROMETRES = {
@@ -33,7 +38,7 @@ class TiffSlide(Slide):
             tiff = tifffile.TiffFile(path)
         except Exception as error:  # tifffile raises many kinds
             raise SlideError(
-                f"{path}: damaged or unreadable TIFF ({_one_line(error)}); copy it again"
+                f"{path}: damaged or unreadable TIFF ({one_line(error)}); copy it again"
             ) from error
         try:
             series = _largest(path, tiff)
@@ -48,7 +53,7 @@ class TiffSlide(Slide):
             raise
         except Exception as error:
             tiff.close()
-            raise SlideError(f"{path}: damaged TIFF ({_one_line(error)}); copy it again") from error
+            raise SlideError(f"{path}: damaged TIFF ({one_line(error)}); copy it again") from error
         self._tiff, self._pages = tiff, pages
         self._file = path.open("rb")
         self._file_lock, self._held_lock = threading.Lock(), threading.Lock()
@@ -109,11 +114,14 @@ class TiffSlide(Slide):
             data = self._file.read(length)
         if len(data) < length:
             raise Unreadable(f"the file ends {length - len(data):,} bytes before the end of its tile {index}")
-        options = {"jpegtables": page.jpegtables} if page.keyframe.compression in JPEG else {}
+        kind = page.keyframe.compression
+        options = {"jpegtables": page.jpegtables} if kind in JPEG else {}
+        if kind == 7 and (reason := damage(joined(data, page.jpegtables))):
+            raise Unreadable(f"{reason} in its tile {index}")
         try:
             array: Any = page.keyframe.decode(data, index, **options)[0]
         except Exception as error:  # the codecs raise many kinds
-            raise Unreadable(f"its tile {index} is damaged: {_one_line(error)}") from error
+            raise Unreadable(f"its tile {index} is damaged: {one_line(error)}") from error
         return np.ascontiguousarray(array[0])
 
 
@@ -123,6 +131,8 @@ def _tile(key: Any) -> tuple[int, int]:
 
 def _largest(path: Path, tiff: Any) -> Any:
     """The series of the scan: the one with the largest first level, checked to be 8-bit RGB."""
+    if not tiff.pages or not tiff.series:
+        raise SlideError(f"{path}: a TIFF without an image; it is cut off or damaged, so copy it again")
     series = max(tiff.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
     key = series.keyframe
     axes = "".join(a for a, n in zip(series.axes, series.shape) if n != 1 or a in "YX")
@@ -201,7 +211,3 @@ def _ome_size(xml: str, width: int, height: int) -> tuple[float, float] | None:
                 return None
         return sizes[0], sizes[1]
     return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
