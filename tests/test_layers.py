@@ -39,6 +39,7 @@ ALLOWED = {
     "trajectory": {"methods"},
     "calibration": {"methods", "stainer"},
     "samples": {"methods"},
+    "slide_report": {"checkpoints", "evaluation", "slides"},  # measures pixels and knows no networks
     "translation": {"checkpoints", "methods", "stainer"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
     "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},

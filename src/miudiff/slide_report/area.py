@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from miudiff.evaluation.cells import Mask
 from miudiff.slide_report.case import Case
@@ -14,6 +13,7 @@ from miudiff.slide_report.plane import Block, Plane
 from miudiff.slides.marked import read_marked
 from miudiff.slides.overview import TissueMap, tissue_mask
 from miudiff.slides.regions import Polygon, Regions, read_regions
+from miudiff.slides.scaled import Read
 from miudiff.slides.slide import Slide
 
 GUESSED = 0.5  # µm per pixel, to find the glass of a slide whose scale nobody knows
@@ -74,13 +74,9 @@ def area_of(case: Case, plane: Plane) -> Area:
     return Area(plane, tissue_mask(of, float(mpp), around_damage(of)), drawn, _lost(case, size))
 
 
-def around_damage(slide: Slide):  # type: ignore[no-untyped-def]
+def around_damage(slide: Slide) -> Read:
     """Reads a slide's regions, black where they cannot be read."""
-
-    def read(x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        return read_marked(slide, x, y, width, height, level)[0]
-
-    return read
+    return lambda x, y, width, height, level: read_marked(slide, x, y, width, height, level)[0]
 
 
 def _lost(case: Case, size: tuple[int, int]) -> Regions | None:

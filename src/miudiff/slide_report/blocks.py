@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +48,14 @@ class Sums:
     @classmethod
     def zero(cls, regions: int, samples: int) -> Sums:
         """Nothing added yet."""
-        whole = (np.zeros(shape, np.int64) for shape in ((regions,), (regions,), (regions, samples)))
-        cells = np.zeros((regions, samples), np.int64), np.zeros((regions, samples, len(CLASSES)), np.int64)
-        return cls(*whole, np.zeros((regions, samples)), *cells)
+        return cls(
+            pixels=np.zeros(regions, np.int64),
+            agreed=np.zeros(regions, np.int64),
+            positive=np.zeros((regions, samples), np.int64),
+            dab=np.zeros((regions, samples)),
+            cells=np.zeros((regions, samples), np.int64),
+            above=np.zeros((regions, samples, len(CLASSES)), np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,8 @@ def measure_block(
     )
 
 
-def fold(values: NDArray[np.bool_] | Floats, side: int) -> NDArray[np.int64] | Floats:
-    """Sums over squares of `side` pixels, [H / side, W / side] rounded up; the last ones may be cut."""
+def fold(values: NDArray[np.bool_] | Floats, side: int) -> NDArray[Any]:
+    """Sums over squares of `side` pixels, [H / side, W / side] rounded up; the last ones may be cut. Of bools, counts."""
     height, width = values.shape
     whole = np.pad(values, ((0, -height % side), (0, -width % side)))
     squares = whole.reshape(whole.shape[0] // side, side, whole.shape[1] // side, side)

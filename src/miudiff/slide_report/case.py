@@ -1,7 +1,7 @@
 """What belongs to a result: its record, the H&E it was made from, more samples of it, the regions drawn on it.
 
-    case.ome.tif        the virtual IHC                       case.json                 its record
-    case.samples/       seedN.ome.tif, one for each sample    case.unreadable.geojson   what of the H&E could not be read
+case.ome.tif        the virtual IHC                       case.json                 its record
+case.samples/       seedN.ome.tif, one for each sample    case.unreadable.geojson   what of the H&E could not be read
 """
 
 from __future__ import annotations

@@ -12,7 +12,15 @@ from miudiff.images import Pixels
 from miudiff.stains import Floats
 
 # Colours at equal steps. Luminance falls all the way, so a print in black and white and every eye sees the same order.
-BROWN = ((252, 246, 236), (237, 209, 165), (209, 159, 96), (164, 104, 47), (106, 58, 20), (52, 24, 6))
+Colours = tuple[tuple[int, int, int], ...]
+BROWN: Colours = (
+    (252, 246, 236),
+    (237, 209, 165),
+    (209, 159, 96),
+    (164, 104, 47),
+    (106, 58, 20),
+    (52, 24, 6),
+)
 BLUE = ((243, 247, 250), (187, 213, 229), (120, 171, 206), (62, 123, 176), (30, 75, 133), (12, 30, 74))
 VIOLET = ((250, 245, 251), (219, 196, 228), (181, 142, 199), (141, 88, 165), (97, 42, 120), (50, 12, 66))
 
@@ -24,7 +32,7 @@ LOST = (200, 200, 200)  # could not be read
 class Scale:
     """A scale of colours from `low` to `high`; what is beyond has the colour of its end."""
 
-    colours: tuple[tuple[int, int, int], ...]
+    colours: Colours
     low: float
     high: float
 
@@ -44,7 +52,7 @@ class Scale:
         return painted
 
 
-def scale_for(values: Floats, colours: tuple[tuple[int, int, int], ...], least: float) -> Scale:
+def scale_for(values: Floats, colours: Colours, least: float) -> Scale:
     """A scale from 0 to a round number that 99 % of the values lie below, at least `least`."""
     finite = values[np.isfinite(values)]
     top = float(np.percentile(finite, 99)) if finite.size else 0.0

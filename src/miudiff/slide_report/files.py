@@ -15,7 +15,6 @@ import numpy as np
 from miudiff.evaluation.cells import WEAK
 from miudiff.evaluation.publish import plain
 from miudiff.images import atomic, write_bytes
-from miudiff.slide_report.measure import Found
 from miudiff.slide_report.nuclei import Nuclei
 from miudiff.slide_report.parts import Parts
 from miudiff.slide_report.plane import Plane
@@ -71,18 +70,19 @@ def write_regions(path: Path, rows: Sequence[Row], parts: Parts) -> None:
             continue
         measurements = dict(row.values)
         if len(row.samples["mean_dab_od"]) > 1:
-            measurements |= {f"{key}_samples_sd": row.deviation(key) for key in MEASURES if key != "tissue_mm2"}
+            measurements |= {
+                f"{key}_samples_sd": row.deviation(key) for key in MEASURES if key != "tissue_mm2"
+            }
             measurements["agreement_share"] = row.agreement
         features.append(Feature(row.name, [parts.rings(row.index)], measurements=measurements))
     write_features(path, features)
 
 
-def write_cells(path: Path, found: Found, plane: Plane) -> None:
+def write_cells(path: Path, cells: Nuclei, plane: Plane) -> None:
     """The cells of the result for QuPath: outlines with their measurements, or points if there are too many.
 
     Features are written one by one, so that millions need no memory.
     """
-    cells = found.cells
     features = _outlined(cells, plane) if cells.outlines else _points(cells, plane)
     with atomic(path) as part, part.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')

@@ -59,7 +59,7 @@ class Nuclei:
     @classmethod
     def together(cls, several: Sequence[Nuclei]) -> Nuclei:
         """The cells of several blocks; with outlines if all have them."""
-        nothing = cls(*(np.zeros(0, kind) for kind in (float, float, np.int64, float)))
+        nothing = cls(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
         each = [nuclei for nuclei in several if len(nuclei)] or [nothing]
         outlined = all(nuclei.outlines for nuclei in each)
         return cls(
@@ -103,15 +103,9 @@ def find_nuclei(
     labels = split_cells(cell_mask(pixels, across, bars), across)
     size = np.bincount(labels.ravel())
     dab = np.bincount(labels.ravel(), dab_map(pixels, bars.light).ravel())
-    rows, columns = np.indices(labels.shape, sparse=True)
-    sums = [
-        np.bincount(labels.ravel(), np.broadcast_to(axis, labels.shape).ravel()).astype(np.int64)
-        for axis in (columns, rows)
-    ]
     size[0] = max(size[0], 1)  # what is no cell is dropped below; there may be none of it
-    x, y = (
-        (2 * (total + start * size) + size) / (2 * size) for total, start in zip(sums, (seen.x, seen.y))
-    )
+    x = _centre(labels, np.arange(labels.shape[1])[None] + seen.x, size)
+    y = _centre(labels, np.arange(labels.shape[0])[:, None] + seen.y, size)
     inside = (x >= block.x) & (x < block.x + block.width) & (y >= block.y) & (y < block.y + block.height)
     inside[0] = False
     if counts is not None:
@@ -119,6 +113,12 @@ def find_nuclei(
         inside[inside] = counts[rows, columns]
     outlines = _outlines(labels, np.flatnonzero(inside), seen) if outlined else ()
     return Nuclei(x[inside], y[inside], size[inside], dab[inside] / size[inside], outlines)
+
+
+def _centre(labels: Labels, places: NDArray[np.int64], size: NDArray[np.int64]) -> Floats:
+    """Mean over each label's pixels of their middles; sums of whole numbers are exact."""
+    total = np.bincount(labels.ravel(), np.broadcast_to(places, labels.shape).ravel()).astype(np.int64)
+    return np.asarray((2 * total + size) / (2 * size))
 
 
 def _outlines(labels: Labels, wanted: NDArray[np.intp], seen: Block) -> tuple[Outline, ...]:

@@ -20,7 +20,8 @@ UNSCALED = 8  # squares along the longer side of a slide without a scale
 class Parts(Protocol):
     """Regions by their numbers, 0, 1, ..."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def members(self, block: Block) -> Iterator[tuple[int, Mask]]:
         """The regions that a block may hold something of, each with its pixels, bool [height, width] of the block."""

@@ -27,7 +27,7 @@ class Measure:
     """
 
     title: str
-    unit: Literal["mm²", "%", "OD", "", "/mm²"]
+    unit: Literal["mm²", "%", "OD", ""]
     about: str
     needs: Literal["", "scale", "cells"] = ""
 
@@ -41,7 +41,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "mean_dab_od": Measure("Mean DAB", "OD", "Mean DAB optical density of the tissue."),
     "cells": Measure("Cells", "", "Nuclei and stained cells found.", "cells"),
-    "cells_per_mm2": Measure("Cells", "/mm²", "Cells found, over the tissue's area.", "cells"),
+    "cells_per_mm2": Measure("Cells per mm²", "", "Cells found, over the tissue's area.", "cells"),
     "positive_cell_share": Measure(
         "Positive cells", "%", f"Share of the cells found whose mean DAB density is above {WEAK:g}.", "cells"
     ),
@@ -84,13 +84,16 @@ class Row:
 
 def is_nuclear(marker: str) -> bool:
     """Whether a marker is one of nuclei, so that a share of positive nuclei means something."""
-    return "".join(letter for letter in marker.lower() if letter.isalnum()) in NUCLEAR
+    return _plain(marker) in NUCLEAR
 
 
-def index_title(marker: str) -> str:
-    """What the share of positive cells is called for this marker."""
-    plain = "".join(letter for letter in marker.lower() if letter.isalnum())
-    return "Ki-67 index" if plain == "ki67" else MEASURES["positive_cell_share"].title
+def title_of(key: str, marker: str) -> str:
+    """What a measure is called for this marker."""
+    return "Ki-67 index" if key == "positive_cell_share" and _plain(marker) == "ki67" else MEASURES[key].title
+
+
+def _plain(marker: str) -> str:
+    return "".join(letter for letter in marker.lower() if letter.isalnum())
 
 
 def rows_of(sums: Sums, names: Sequence[str], mpp: float | None, cells: bool) -> list[Row]:

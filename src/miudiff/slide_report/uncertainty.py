@@ -1,7 +1,7 @@
 """The spread over samples as a slide: an OME-TIFF that viewers lay over the others.
 
-    image 0   colours, 8 bit, pixels of at most 16 of the plane's, so that any reader of slides takes it
-    image 1   the numbers, float32, one for each square of the maps, NaN where there is no tissue
+image 0   colours, 8 bit, pixels of at most 16 of the plane's, so that any reader of slides takes it
+image 1   the numbers, float32, one for each square of the maps, NaN where there is no tissue
 """
 
 from __future__ import annotations
