@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from miudiff.evaluation.cells import MODERATE, STRONG, WEAK, Mask
-from miudiff.evaluation.report import data_uri
+from miudiff.evaluation.report import MISSING, data_uri
 from miudiff.images import Pixels, resize
 from miudiff.slide_report.blocks import BIN, BINS, Counts
 from miudiff.slide_report.colours import LOST, NOTHING, Scale, enlarge
@@ -26,8 +26,8 @@ from miudiff.stains import Floats
 
 LONGEST = 1000  # pixels of a picture
 NAMED = 60  # regions that are named on a picture; more could not be read
-LETTER = 15  # pixels
-INK, HALO = (30, 28, 26), (255, 255, 255)
+LETTER, LINE = 26, 2  # pixels
+INK, PAPER = (30, 28, 26), (255, 255, 255)
 LENGTHS = tuple(step * 10.0**power for power in range(0, 5) for step in (1, 2, 5))  # µm of scale bars
 
 
@@ -42,6 +42,7 @@ class Picture:
         bar: The colours of its scale, a data URI; "" if it has none.
         low: What the scale begins with.
         high: What it ends with.
+        crisp: Whether its pixels are to be seen as squares.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Picture:
     bar: str = ""
     low: str = ""
     high: str = ""
+    crisp: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def regions_on(slide: Slide, rows: Sequence[Row], parts: Parts, titles: tuple[st
     pixels, _ = _small(slide)
     pale = (255 - (255 - pixels.astype(np.int64)) * 0.45).astype(np.uint8)
     image = Image.fromarray(pale)
-    _outline(image, rows, parts, image.width / slide.width, lambda row: row.name)
+    _outline(image, rows, parts, image.width / slide.width, lambda row: row.name, lambda row: INK)
     return Picture(*titles, _jpeg(np.asarray(image)))
 
 
@@ -103,7 +105,7 @@ def colour_map(
     factor = max(1, round(LONGEST * plane.place / max(plane.width, plane.height)))
     per = plane.place / factor
     shown = enlarge(painted, factor)[: round(plane.height / per) or 1, : round(plane.width / per) or 1]
-    return _with_bar(shown, scale, titles, percent)
+    return replace(_with_bar(shown, scale, titles, percent), crisp=True)
 
 
 def region_map(
@@ -120,7 +122,15 @@ def region_map(
             colour = tuple(int(c) for c in scale.paint(np.array([[value]]))[0, 0])
             draw.polygon(_points(parts.rings(row.index)[0], factor), fill=colour)
     shown = dict(zip((row.name for row in rows), values, strict=True))
-    _outline(image, rows, parts, factor, lambda row: f"{row.name}\n{_value(shown[row.name], percent)}")
+    dark = 0.5 * (scale.low + scale.high)
+    _outline(
+        image,
+        rows,
+        parts,
+        factor,
+        lambda row: f"{row.name}\n{_value(shown[row.name], percent)}".removesuffix(f"\n{MISSING}"),
+        lambda row: PAPER if shown[row.name] > dark else INK,
+    )
     return _with_bar(np.asarray(image), scale, titles, percent)
 
 
@@ -158,27 +168,27 @@ def _with_bar(shown: Pixels, scale: Scale, titles: tuple[str, str], percent: boo
 
 def _value(value: float, percent: bool) -> str:
     if not np.isfinite(value):
-        return "–"
-    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
+        return MISSING
+    return f"{100 * value:.2g} %" if percent else f"{value:.3g}"
 
 
 def _outline(
-    image: Image.Image, rows: Sequence[Row], parts: Parts, factor: float, label: Callable[[Row], str]
-) -> None:
+    image: Image.Image, rows: Sequence[Row], parts: Parts, factor: float,
+    label: Callable[[Row], str], ink: Callable[[Row], tuple[int, int, int]],
+) -> None:  # fmt: skip
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(LETTER)
     regions = [row for row in rows if row.index is not None]
     for row in regions:
         for ring in parts.rings(row.index or 0):
             points = _points(ring, factor)
-            draw.line([*points, points[0]], INK, 1)
+            draw.line([*points, points[0]], INK, LINE)
     if len(regions) > NAMED:
         return
     for row in regions:
         outline = parts.rings(row.index or 0)[0] * factor
         centre = (outline.min(axis=0) + outline.max(axis=0)) / 2
         draw.multiline_text(
-            (float(centre[0]), float(centre[1])), _ascii(label(row)), INK, font, "mm",
-            align="center", stroke_width=2, stroke_fill=HALO,
+            (float(centre[0]), float(centre[1])), _ascii(label(row)), ink(row), font, "mm", align="center"
         )  # fmt: skip
 
 
@@ -188,7 +198,7 @@ def _points(ring: Ring, factor: float) -> list[tuple[float, float]]:
 
 def _ascii(text: str) -> str:
     """What Pillow's own font is sure to know."""
-    return text.replace("–", "-").encode("ascii", "replace").decode()
+    return text.encode("ascii", "replace").decode()
 
 
 def _scale_bar(pixels: Pixels, mpp: float | None) -> Pixels:
@@ -202,9 +212,9 @@ def _scale_bar(pixels: Pixels, mpp: float | None) -> Pixels:
     image = Image.fromarray(pixels)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(LETTER)
     across = max(length, draw.textlength(text, font))
-    draw.rectangle((10, height - 44, 26 + across, height - 10), HALO)
-    draw.rectangle((18, height - 20, 18 + length, height - 17), INK)
-    draw.text((18 + across / 2, height - 32), text, INK, font, "mm")
+    draw.rectangle((10, height - 56, 26 + across, height - 10), PAPER)
+    draw.rectangle((18, height - 22, 18 + length, height - 17), INK)
+    draw.text((18 + across / 2, height - 39), text, INK, font, "mm")
     return np.asarray(image)
 
 

@@ -26,6 +26,7 @@ from miudiff.slide_report.table import MEASURES, Row, is_nuclear, title_of
 TEMPLATE = "slide.html.j2"
 SHOWN = 60  # rows of the table by region
 FULL = 0.25  # of the tissue of the fullest region, for a region to be listed among the most stained
+FEW = 20  # cells: of fewer a share is not drawn, it is listed
 LEAST_SPREAD = 0.02  # of optical density, so that rounding does not fill the whole scale of colours
 
 
@@ -90,6 +91,7 @@ def write_page(path: Path, report: Report) -> None:
             )
             for key in keys
         ],
+        "samples": report.samples,
         "keys_note": f"Small: mean ± SD over {report.samples} samples." if several else "",
         "overviews": _overviews(report),
         "maps": _maps(report),
@@ -168,7 +170,7 @@ def _regions_lead(report: Report, shown: Sequence[Row]) -> str:
     if len(shown) == count:
         return f"{count} {kind} with tissue."
     return (
-        f"{count} {kind} with tissue; listed are the {len(shown)} most stained of those with at least {FULL:.0%} of "
+        f"{count} {kind} with tissue; listed are the {len(shown)} most stained of those with at least {100 * FULL:.0f} % of "
         f"the tissue of the fullest, by {title_of(report.stained, report.case.marker).lower()}. The others are in "
         f"{report.case.name}.measures.csv."
     )
@@ -190,7 +192,8 @@ def _maps(report: Report) -> list[Picture]:
     plane, maps = report.area.plane, report.found.maps
     lost, side = _lost(report), words.length(plane.place, plane)
     key = report.stained
-    values = [row.values[key] for row in report.rows[1:]]
+    few = "" if key != "positive_cell_share" else f" Left white below {FEW} cells."
+    values = [np.nan if few and row.values["cells"] < FEW else row.values[key] for row in report.rows[1:]]
     title = title_of(key, report.case.marker)
     return [
         colour_map(
@@ -203,7 +206,7 @@ def _maps(report: Report) -> list[Picture]:
         ),
         region_map(
             values, report.rows[1:], report.parts, plane, scale_for(np.array(values), BLUE, 0.05),
-            (f"{title} by region", MEASURES[key].about), True,
+            (f"{title} by region", f"{MEASURES[key].about}{few}"), True,
         ),
     ]  # fmt: skip
 

@@ -37,7 +37,7 @@ def number(key: str, value: float) -> str:
     if unit == "OD":
         return f"{value:.3f}"
     if unit == "mm²":
-        return f"{value:.3g} mm²"
+        return f"{value:.3f} mm²" if value < 10 else f"{value:,.1f} mm²"
     return f"{value:,.0f}"
 
 
@@ -150,7 +150,7 @@ def left_out(case: Case, area: Area, found: Found) -> list[str]:
         lines.append("Everything outside the regions: it was not translated.")
         lines.append("Empty glass inside them.")
     else:
-        lines.append(f"Empty glass: {1 - area.glass.tissue_share():.0%} of the slide.")
+        lines.append(f"Empty glass: {100 - 100 * area.glass.tissue_share():.0f} % of the slide.")
     if area.lost is None:
         lines.append("No place that could not be read: none is recorded.")
     else:
