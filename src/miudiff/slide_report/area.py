@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from miudiff.errors import SlideError
 from miudiff.evaluation.cells import Mask
 from miudiff.slide_report.case import Case
 from miudiff.slide_report.plane import Block, Plane
@@ -81,10 +81,15 @@ def around_damage(slide: Slide) -> Read:
 
 def _lost(case: Case, size: tuple[int, int]) -> Regions | None:
     """What could not be read, by the record and by the file beside it."""
-    found = case.record.get("unreadable")
-    boxes: Sequence[Sequence[float]] = found if isinstance(found, list) else []
+    try:
+        boxes = np.array(case.record.get("unreadable") or [], np.float64).reshape(-1, 4)
+    except (TypeError, ValueError) as error:
+        raise SlideError(
+            f"{case.beside('.json')}: 'unreadable' is {case.record['unreadable']!r}, expected [[x, y, width, height], ...]; "
+            "translate the slide again"
+        ) from error
     polygons = [
-        Polygon("unreadable", (np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], np.float64),))
+        Polygon("unreadable", (np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)]),))
         for x, y, w, h in boxes
     ]
     path = case.beside(".unreadable.geojson")

@@ -23,10 +23,10 @@ from miudiff.slides.scaled import read_scaled
 from miudiff.slides.slide import Slide
 from miudiff.stains import Floats
 
-LOOKED_AT, LOOK = 32, 512  # squares, and pixels a side, that the bars are found on
+LOOKED_AT, LOOK = 16, 512  # squares, and pixels a side, that the bars are found on: 200 MB
 FOLD = 16  # pixels that are judged as one when such squares are chosen
 OUTLINES = 200_000  # cells whose outlines are kept; a slide with more has points
-WORKERS = 4  # a block takes about 200 MB
+WORKERS = 4  # a block takes about 100 MB
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ def find_bars_of(slide: Slide, area: Area, across: float | None) -> Bars | None:
     if not rich:
         return None
     chosen = np.linspace(0, len(rich) - 1, min(LOOKED_AT, len(rich))).round().astype(int)
+    # Of tissue alone: where glass was kept it is the H&E's, whose light may be another than the stain's.
     looked_at = [
-        (read_scaled(slide, plane.box(block), block.width, block.height), area.readable(block))
+        (read_scaled(slide, plane.box(block), block.width, block.height), area.tissue(block))
         for block in (rich[i] for i in chosen)
     ]
     if not any(mask.any() for _, mask in looked_at):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.measure import approximate_polygon, find_contours
+from skimage.measure import find_contours
 
 from miudiff.evaluation.cells import AROUND, CELL, NUCLEUS, Bars, Labels, Mask, cell_mask, split_cells
 from miudiff.images import Pixels
@@ -22,7 +22,6 @@ from miudiff.slide_report.plane import Block, Plane
 from miudiff.stains import Floats, dab_map
 
 COARSEST = 1.5  # µm per pixel: at a coarser scale a nucleus is five pixels across, and its watershed a guess
-OUTLINE = 0.5  # pixels that the outline of a cell may be off
 
 Outline = NDArray[np.float32]
 
@@ -128,8 +127,16 @@ def _outlines(labels: Labels, wanted: NDArray[np.intp], seen: Block) -> tuple[Ou
         down, across = boxes[label - 1]
         mask = np.pad(labels[down, across] == label, 1).astype(np.float32)
         # A cell of the watershed is connected; its longest contour goes around it, the others around its holes.
-        ring = approximate_polygon(max(find_contours(mask, 0.5), key=len), OUTLINE)
+        ring = _corners(max(find_contours(mask, 0.5), key=len))
         # Contours count from the middle of the first pixel, which is padding here.
         corner = (seen.x + across.start - 0.5, seen.y + down.start - 0.5)
         rings.append((ring[:, ::-1] + corner).astype(np.float32))
     return tuple(rings)
+
+
+def _corners(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A closed ring [points, 2] without the points on its straight parts."""
+    points = ring[:-1]
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    corners = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return np.concatenate([corners, corners[:1]])

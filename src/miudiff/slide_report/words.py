@@ -101,7 +101,7 @@ def measured(case: Case, area: Area, parts: Parts, found: Found) -> Lines:
         (
             "DAB",
             "Colour deconvolution into hematoxylin (.650 .704 .286) and DAB (.268 .570 .776); optical density to base 10 "
-            f"against the light of this slide{_light(found)}. DAB does not follow Beer-Lambert: it is no amount of antigen.",
+            f"against the light of this stain{_light(found)}, the 99th percentile of each colour over its tissue. DAB does not follow Beer-Lambert: it is no amount of antigen.",
         ),
         ("Positive area", f"{MEASURES['positive_area_share'].about}"),
     ]
