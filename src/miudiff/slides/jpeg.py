@@ -12,15 +12,32 @@ import re
 from dataclasses import dataclass
 
 import imagecodecs
+import numpy as np
+
+from miudiff.images import Pixels
 
 EMPTY = 128  # the grey of a block for which there were no data
 IN_SCAN = re.compile(rb"\xff[^\x00\xff]")  # a marker
-RUN = bytes(24)  # so many zeros are an empty disc sector, or a very even tile
+RUN = bytes(24)  # so many zeros are doubtful
+EMPTY_SECTOR = bytes(
+    96
+)  # so many begin and end a block of luma: if they say more than "even", they say what no picture holds
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the header says: size in pixels, where it states the height, size of a block group, where the scan begins."""
+    """What the header says.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        height_at: Where the height is stated.
+        group_width: Pixels of a group of blocks, one or more of each colour.
+        group_height: Pixels of a group of blocks.
+        scan: Where the first scan begins.
+        simple: One scan, without restarts.
+        zeros_are_even: Whether bits that are all 0 are blocks of one even colour.
+    """
 
     width: int
     height: int
@@ -29,6 +46,7 @@ class Frame:
     group_height: int
     scan: int
     simple: bool
+    zeros_are_even: bool
 
 
 def joined(data: bytes, tables: bytes | None) -> bytes:
@@ -42,21 +60,27 @@ def damage(data: bytes) -> str:
         frame = _frame(data)
     except (IndexError, ValueError):
         return "its JPEG header is damaged"
-    markers = IN_SCAN.search(data, frame.scan)
-    if frame.simple and (markers is None or data[markers.start() + 1] != 0xD9):
-        return "its JPEG data break off"
-    if frame.simple and RUN not in data[frame.scan :] and _ends_where_it_should(data, frame):
-        return ""
-    if not imagecodecs.JPEGXL.available:
-        return "its JPEG data are damaged" if frame.simple else ""
-    try:  # ten times slower, so only where it is needed: a transcoder that stops at every error
-        imagecodecs.jpegxl_encode_jpeg(data)
-    except imagecodecs.JpegxlError:
-        return "its JPEG data are damaged"
+    doubtful = RUN in data[frame.scan :]
+    if doubtful and EMPTY_SECTOR in data[frame.scan :] and not frame.zeros_are_even:
+        return "its JPEG data have a hole of zeros"
+    if frame.simple:
+        markers = IN_SCAN.search(data, frame.scan)
+        if markers is None or data[markers.start() + 1] != 0xD9:
+            return "its JPEG data break off"
+        last, added = _ends(data, frame)
+        if (added != EMPTY).any():
+            return "its JPEG data are damaged"
+        doubtful |= bool((last == EMPTY).all())
+    if (doubtful or not frame.simple) and imagecodecs.JPEGXL.available:
+        try:  # ten times slower, so only where it is needed: a transcoder that stops at every error
+            imagecodecs.jpegxl_encode_jpeg(data)
+        except imagecodecs.JpegxlError:
+            return "its JPEG data are damaged"
     return ""
 
 
-def _ends_where_it_should(data: bytes, frame: Frame) -> bool:
+def _ends(data: bytes, frame: Frame) -> tuple[Pixels, Pixels]:
+    """The last group of blocks, and what the decoder makes of those that there are no data for."""
     rows, columns = -(-frame.height // frame.group_height), -(-frame.width // frame.group_width)
     longer = bytearray(data)
     height = (rows + 1 + (columns == 1)) * frame.group_height
@@ -64,17 +88,20 @@ def _ends_where_it_should(data: bytes, frame: Frame) -> bool:
     try:
         grey = imagecodecs.jpeg8_decode(bytes(longer), outcolorspace="GRAYSCALE")
     except imagecodecs.Jpeg8Error:
-        return False
+        return np.zeros(1, np.uint8), np.zeros(1, np.uint8)
     end = rows * frame.group_height
-    # The bits that fill the last byte may begin one more group of blocks.
-    added, below = grey[end : end + frame.group_height, frame.group_width :], grey[end + frame.group_height :]
     last = grey[end - frame.group_height : end, (columns - 1) * frame.group_width :]
-    return bool((added == EMPTY).all() and (below == EMPTY).all() and (last != EMPTY).any())
+    # The bits that fill the last byte may begin one more group.
+    beside, below = (
+        grey[end : end + frame.group_height, frame.group_width :],
+        grey[end + frame.group_height :],
+    )
+    return last, np.concatenate([beside.ravel(), below.ravel()])
 
 
 def _frame(data: bytes) -> Frame:
     """Raises IndexError or ValueError where the header is no JPEG header."""
-    at, restarts, found = 2, False, None
+    at, restarts, found, even = 2, False, None, True
     while True:
         if data[at] != 0xFF:
             raise ValueError("no marker")
@@ -87,6 +114,8 @@ def _frame(data: bytes) -> Frame:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             components = [data[at + 11 + 3 * i] for i in range(data[at + 9])]
             found = marker, at + 5, components
+        elif marker == 0xC4:
+            even &= _zeros_are_even(data[at + 4 : at + 2 + length])
         elif marker == 0xDD:
             restarts = data[at + 4] + data[at + 5] > 0
         at += 2 + length
@@ -102,4 +131,15 @@ def _frame(data: bytes) -> Frame:
         group_height=8 * max(c & 15 for c in components) if many else 8,
         scan=at + 2 + length,
         simple=marker in (0xC0, 0xC1) and not restarts and data[at + 4] == len(components),
+        zeros_are_even=even or marker not in (0xC0, 0xC1),  # refining scans may say anything with zeros
     )
+
+
+def _zeros_are_even(tables: bytes) -> bool:
+    """Whether in each of these Huffman tables the code of zeros, which is the first, says that nothing changes or follows."""
+    at = 0
+    while at < len(tables):
+        if tables[at + 17] != 0:
+            return False
+        at += 17 + sum(tables[at + 1 : at + 17])
+    return True

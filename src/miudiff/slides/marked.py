@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miudiff.images import Pixels
-from miudiff.slides.scaled import Box, read_scaled
+from miudiff.slides.resampling import Box
+from miudiff.slides.scaled import read_scaled
 from miudiff.slides.slide import RegionError, Slide
 
 BLOCK = 256  # pixels of a level: damage is marked in squares of a grid of these

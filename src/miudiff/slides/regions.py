@@ -257,6 +257,6 @@ def _fill(
         (x, y), (dx, dy) = start[edge].T, (end - start)[edge].T
         crossing = x + (top + (row + 0.5) * step - y) * (dx / dy)
         column = np.clip(np.ceil((crossing - left) / step - 0.5), 0, width).astype(np.int64)
-        turned = np.bincount(row * (width + 1) + column, minlength=turns.size)
-        turns += (turned & 1).astype(np.uint8).reshape(turns.shape)
-    return (np.cumsum(turns[:, :width], axis=1, dtype=np.uint32) & 1).astype(bool)
+        np.add.at(turns.reshape(-1), row * (width + 1) + column, 1)  # counts past 255 keep their parity
+    turns &= 1
+    return np.bitwise_xor.accumulate(turns[:, :width], axis=1).view(bool)

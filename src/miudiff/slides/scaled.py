@@ -1,9 +1,4 @@
-"""Reading at any scale.
-
-A slide is resampled a box at a time, and the boxes must fit together: what a pixel becomes depends on its place on the slide
-alone, never on the box it was asked for in. So each box is read with the margin that its filter reaches into, and beyond the
-slide its edge goes on.
-"""
+"""Reading at any scale: from the level that suits, a part at a time, each with the margin that its filter reaches into."""
 
 from __future__ import annotations
 
@@ -11,25 +6,21 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from miudiff.images import Pixels
+from miudiff.slides.resampling import Box, reach, resample
 from miudiff.slides.slide import Slide
 
-Box = tuple[float, float, float, float]
 Read = Callable[[int, int, int, int, int], Pixels]
 
-AT_ONCE = 16_000_000  # pixels of a level in memory; a larger box is put together
-# Pillow's BOX takes the pixels whose centre lies in the box. A factor such as 3.7 puts centres right on borders of boxes, where the
-# last digit would choose; a shift by a thousandth of a pixel takes them off it.
-SHIFT = 1e-3
+AT_ONCE = 4_000_000  # pixels of a level in memory; a larger box is put together
 
 
 def read_scaled(slide: Slide, box: Box, width: int, height: int, read: Read | None = None) -> Pixels:
     """A box of the slide at another scale, uint8 [height, width, 3].
 
-    It is made of the coarsest level that is at least as fine as asked for, or of level 0 where it grows: by area average (the
-    pixels whose centre lies in the box of the new one) where it shrinks, by a bicubic where it grows.
+    It is made of the coarsest level that is at least as fine as asked for, or of level 0 where it grows, by `resample`: what a
+    pixel becomes depends on its place on the slide alone.
 
     Args:
         slide: What to read.
@@ -50,17 +41,17 @@ def read_scaled(slide: Slide, box: Box, width: int, height: int, read: Read | No
     step_x, step_y = (right - left) / width, (bottom - top) / height
     level = best_level(slide, min(step_x, step_y))
     across, down = factors(slide, level)
-    step_x, step_y = step_x / across, step_y / down
-    left, top = left / across, top / down
-    chunk_w = max(1, min(width, int(math.sqrt(AT_ONCE) / step_x)))
-    chunk_h = max(1, min(height, int(math.sqrt(AT_ONCE) / step_y)))
-    read = read or slide.read
+    left, top, step_x, step_y = left / across, top / down, step_x / across, step_y / down
+    side = math.sqrt(AT_ONCE)
+    w, h = max(1, int(side / max(step_x, 1))), max(1, int(side / max(step_y, 1)))
     result = np.empty((height, width, 3), np.uint8)
-    for i in range(0, height, chunk_h):
-        for j in range(0, width, chunk_w):
-            h, w = min(chunk_h, height - i), min(chunk_w, width - j)
-            part = (left + j * step_x, top + i * step_y, left + (j + w) * step_x, top + (i + h) * step_y)
-            result[i : i + h, j : j + w] = _resample(slide, level, part, w, h, read)
+    for i in range(0, height, h):
+        for j in range(0, width, w):
+            i_end, j_end = min(i + h, height), min(j + w, width)
+            part = (left + j * step_x, top + i * step_y, left + j_end * step_x, top + i_end * step_y)
+            result[i:i_end, j:j_end] = _resampled(
+                slide, level, part, j_end - j, i_end - i, read or slide.read
+            )
     return result
 
 
@@ -78,33 +69,12 @@ def factors(slide: Slide, level: int) -> tuple[float, float]:
     return slide.width / size.width, slide.height / size.height
 
 
-def _resample(slide: Slide, level: int, box: Box, width: int, height: int, read: Read) -> Pixels:
+def _resampled(slide: Slide, level: int, box: Box, width: int, height: int, read: Read) -> Pixels:
     """A box of a level, in its pixels, to width x height."""
-    step_x, step_y = (box[2] - box[0]) / width, (box[3] - box[1]) / height
-    shrinks = step_x * step_y > 1
-    if shrinks:
-        box = (box[0] + SHIFT, box[1] + SHIFT, box[2] + SHIFT, box[3] + SHIFT)
-    # a bicubic reaches 2 pixels of the coarser of both grids
-    margin_x, margin_y = (2 if shrinks else 2 + math.ceil(2 * max(1.0, step)) for step in (step_x, step_y))
-    x, right = math.floor(box[0]) - margin_x, math.ceil(box[2]) + margin_x
-    y, bottom = math.floor(box[1]) - margin_y, math.ceil(box[3]) + margin_y
-    pixels = _read_beyond(slide, level, x, y, right, bottom, read)
-    inner = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
-    whole = all(abs(edge - round(edge)) < 1e-6 for edge in inner)
-    if whole and not shrinks and abs(step_x - 1) < 1e-9 and abs(step_y - 1) < 1e-9:
-        near = [round(edge) for edge in inner]
-        return pixels[near[1] : near[3], near[0] : near[2]]
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(pixels).resize((width, height), method, box=inner))
-
-
-def _read_beyond(
-    slide: Slide, level: int, left: int, top: int, right: int, bottom: int, read: Read
-) -> Pixels:
-    """A region that may reach beyond the level, whose edge is repeated there."""
     size = slide.levels[level]
-    x, y = min(max(left, 0), size.width - 1), min(max(top, 0), size.height - 1)
-    x_end, y_end = max(min(right, size.width), x + 1), max(min(bottom, size.height), y + 1)
-    pixels = read(x, y, x_end - x, y_end - y, level)
-    beyond = ((y - top, bottom - y_end), (x - left, right - x_end), (0, 0))
-    return np.pad(pixels, beyond, mode="edge") if any(map(any, beyond)) else pixels
+    margin_x, margin_y = reach((box[2] - box[0]) / width), reach((box[3] - box[1]) / height)
+    x = min(max(math.floor(box[0]) - margin_x, 0), size.width - 1)
+    y = min(max(math.floor(box[1]) - margin_y, 0), size.height - 1)
+    x_end = max(min(math.ceil(box[2]) + margin_x, size.width), x + 1)
+    y_end = max(min(math.ceil(box[3]) + margin_y, size.height), y + 1)
+    return resample(read(x, y, x_end - x, y_end - y, level), x, y, box, width, height)

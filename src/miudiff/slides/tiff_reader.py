@@ -17,8 +17,8 @@ import tifffile
 
 from miudiff.errors import SlideError
 from miudiff.images import MAX_PIXELS, Pixels
-from miudiff.slides.jpeg import damage, joined
 from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of, one_line
+from miudiff.slides.tiff_tiles import TileData, grid
 
 # tifffile tells of damage in its log, which nobody may have set up; what matters of it becomes an error here
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -43,11 +43,15 @@ class TiffSlide(Slide):
         try:
             series = _largest(path, tiff)
             pages = [level.pages[0] for level in series.levels if _colour(level)]
-            sizes = [(page.imagewidth, page.imagelength) for page in (p.keyframe for p in pages)]
             for page in pages:
                 _check_page(path, tiff, page)
-            kind = "ome-tiff" if tiff.is_ome else "tiff"
-            super().__init__(path, kind, levels_of(sizes), _scale(path, tiff, series))
+            grids = [grid(page) for page in pages]
+            if any(one.tile_width * one.tile_height > MAX_PIXELS for one in grids):
+                raise SlideError(
+                    f"{path}: a tile or strip of more than {MAX_PIXELS:,} pixels; write it in tiles"
+                )
+            levels = levels_of([(one.width, one.height) for one in grids])
+            super().__init__(path, "ome-tiff" if tiff.is_ome else "tiff", levels, _scale(path, tiff, series))
         except SlideError:
             tiff.close()
             raise
@@ -55,41 +59,39 @@ class TiffSlide(Slide):
             tiff.close()
             raise SlideError(f"{path}: damaged TIFF ({one_line(error)}); copy it again") from error
         self._tiff, self._pages = tiff, pages
-        self._file = path.open("rb")
-        self._file_lock, self._held_lock = threading.Lock(), threading.Lock()
+        self._tiles = TileData(path, grids)
+        self._held_lock = threading.Lock()
         self._held: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
         self._held_bytes = 0
 
     def close(self) -> None:
         self._tiff.close()
-        self._file.close()
+        self._tiles.close()
         with self._held_lock:
             self._held.clear()
 
     def _read(self, x: int, y: int, width: int, height: int, level: int) -> Pixels:
-        key = self._pages[level].keyframe
-        tile_width, tile_height = _tile(key)
-        columns = -(-key.imagewidth // tile_width)
-        rows = -(-key.imagelength // tile_height)
-        planes = key.samplesperpixel if key.planarconfig == 2 else 1
+        grid = self._tiles.grids[level]
+        assert grid is not None
         pixels = np.empty((height, width, 3), np.uint8)
-        for row in range(y // tile_height, -(-(y + height) // tile_height)):
-            for column in range(x // tile_width, -(-(x + width) // tile_width)):
-                left, top = column * tile_width, row * tile_height
-                across = slice(max(left, x), min(left + tile_width, x + width))
-                down = slice(max(top, y), min(top + tile_height, y + height))
-                tile = self._tile(level, row * columns + column, rows * columns, planes)
-                pixels[down.start - y : down.stop - y, across.start - x : across.stop - x] = tile[
-                    down.start - top : down.stop - top, across.start - left : across.stop - left
-                ]
+        for column, row in grid.touched(x, y, width, height):
+            left, top = column * grid.tile_width, row * grid.tile_height
+            across = slice(max(left, x), min(left + grid.tile_width, x + width))
+            down = slice(max(top, y), min(top + grid.tile_height, y + height))
+            tile = self._tile(level, row * grid.columns + column, grid.columns * grid.rows)
+            pixels[down.start - y : down.stop - y, across.start - x : across.stop - x] = tile[
+                down.start - top : down.stop - top, across.start - left : across.stop - left
+            ]
         return pixels
 
-    def _tile(self, level: int, index: int, count: int, planes: int) -> Pixels:
-        """A decoded tile, kept or new, uint8 [h, w, 3]."""
+    def _tile(self, level: int, index: int, count: int) -> Pixels:
+        """A decoded tile of `count` in a plane, kept or new, uint8 [h, w, 3]."""
         with self._held_lock:
             if (held := self._held.get((level, index))) is not None:
                 self._held.move_to_end((level, index))
                 return held
+        key = self._pages[level].keyframe
+        planes = key.samplesperpixel if key.planarconfig == 2 else 1
         parts = [self._decode(level, index + plane * count) for plane in range(planes)]
         tile = parts[0] if planes == 1 else np.concatenate(parts, axis=-1)
         if tile.shape[-1] == 4:
@@ -106,27 +108,13 @@ class TiffSlide(Slide):
 
     def _decode(self, level: int, index: int) -> Pixels:
         page = self._pages[level]
-        offset, length = page.dataoffsets[index], page.databytecounts[index]
-        if not offset or not length:
-            raise Unreadable(f"its tile {index} has no data")
-        with self._file_lock:
-            self._file.seek(offset)
-            data = self._file.read(length)
-        if len(data) < length:
-            raise Unreadable(f"the file ends {length - len(data):,} bytes before the end of its tile {index}")
-        kind = page.keyframe.compression
-        options = {"jpegtables": page.jpegtables} if kind in JPEG else {}
-        if kind == 7 and (reason := damage(joined(data, page.jpegtables))):
-            raise Unreadable(f"{reason} in its tile {index}")
+        data = self._tiles.read(level, index)
+        options = {"jpegtables": page.jpegtables} if page.keyframe.compression in JPEG else {}
         try:
             array: Any = page.keyframe.decode(data, index, **options)[0]
         except Exception as error:  # the codecs raise many kinds
             raise Unreadable(f"its tile {index} is damaged: {one_line(error)}") from error
         return np.ascontiguousarray(array[0])
-
-
-def _tile(key: Any) -> tuple[int, int]:
-    return (key.tilewidth, key.tilelength) if key.is_tiled else (key.imagewidth, key.rowsperstrip)
 
 
 def _largest(path: Path, tiff: Any) -> Any:
@@ -166,12 +154,6 @@ def _check_page(path: Path, tiff: Any, page: Any) -> None:
     raw = photometric == "YCBCR" and key.compression not in JPEG  # tifffile hands it on unconverted
     if photometric not in ("RGB", "YCBCR") or raw:
         raise SlideError(f"{path}: {photometric} pixels, expected RGB; convert it first")
-    width, height = _tile(key)
-    if width * height > MAX_PIXELS:
-        raise SlideError(
-            f"{path}: one tile or strip holds {width} x {height} pixels, expected at most {MAX_PIXELS:,}; "
-            "write it tiled"
-        )
 
 
 def _scale(path: Path, tiff: Any, series: Any) -> Scale:

@@ -1,0 +1,105 @@
+"""The encoded tiles of a TIFF, checked before anyone decodes them: there, whole, and ending where they should."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from miudiff.slides.jpeg import damage, joined
+from miudiff.slides.slide import Unreadable
+
+JPEG = 7  # the compression tag
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of one page, or its strips, which are tiles as wide as the page."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    jpeg: bool
+    tables: bytes | None
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.tile_width)
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.tile_height)
+
+    def touched(self, x: int, y: int, width: int, height: int) -> Iterator[tuple[int, int]]:
+        """Column and row of each tile that a region touches."""
+        for row in range(y // self.tile_height, -(-(y + height) // self.tile_height)):
+            for column in range(x // self.tile_width, -(-(x + width) // self.tile_width)):
+                yield column, row
+
+
+def grid(page: Any) -> Grid:
+    """The tiles of a page of tifffile's."""
+    key = page.keyframe
+    return Grid(
+        width=key.imagewidth,
+        height=key.imagelength,
+        tile_width=key.tilewidth if key.is_tiled else key.imagewidth,
+        tile_height=key.tilelength if key.is_tiled else key.rowsperstrip,
+        offsets=np.array(page.dataoffsets, np.int64),
+        lengths=np.array(page.databytecounts, np.int64),
+        jpeg=key.compression == JPEG,
+        tables=page.jpegtables,
+    )
+
+
+class TileData:
+    """The data of the tiles of several pages of a file; safe to use from several threads."""
+
+    def __init__(self, path: Path, grids: Sequence[Grid | None]) -> None:
+        self.grids = tuple(grids)
+        self._whole = [np.zeros(0 if g is None else len(g.offsets), bool) for g in grids]
+        self._file = path.open("rb")
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, level: int, index: int) -> bytes:
+        """The data of a tile. Raises `Unreadable` where they are missing or damaged, OSError where the file cannot be read."""
+        grid = self.grids[level]
+        if grid is None:
+            raise ValueError(f"the tiles of level {level} are not known")
+        offset, length = self._place(grid, index)
+        with self._lock:
+            self._file.seek(offset)
+            data = self._file.read(length)
+        if len(data) < length:
+            raise Unreadable(f"the file ends {length - len(data):,} bytes before the end of its tile {index}")
+        if grid.jpeg and not self._whole[level][index]:
+            if reason := damage(joined(data, grid.tables)):
+                raise Unreadable(f"{reason} in its tile {index}")
+            self._whole[level][index] = True
+        return data
+
+    def check(self, x: int, y: int, width: int, height: int, level: int) -> None:
+        """Raise `Unreadable` if a tile that the region touches is missing or damaged; each is looked at once."""
+        grid = self.grids[level]
+        if grid is None:
+            return
+        for column, row in grid.touched(x, y, width, height):
+            if not self._whole[level][index := row * grid.columns + column]:
+                self.read(level, index)
+
+    def _place(self, grid: Grid, index: int) -> tuple[int, int]:
+        known = index < min(len(grid.offsets), len(grid.lengths))
+        if not known or not grid.offsets[index] or not grid.lengths[index]:
+            raise Unreadable(f"its tile {index} has no data")
+        return int(grid.offsets[index]), int(grid.lengths[index])
