@@ -104,7 +104,7 @@ def open_case(result: Path, say: Callable[[str], None], roi: Path | None = None)
         mpp, source = _scale(record, record_path, virtual)
         for note in notes:
             say(note)
-        named = record.get("regions")
+        named = record.get("regions") or record.get("regions_file")
         roi = roi or (_find(named, result, record_path) if isinstance(named, str) else None)
         yield Case(result, name, record, mpp, source, virtual, samples, he, roi, tuple(notes))
 

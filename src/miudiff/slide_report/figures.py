@@ -25,7 +25,7 @@ from miudiff.slides.slide import Slide
 from miudiff.stains import Floats
 
 LONGEST = 1000  # pixels of a picture
-NAMED = 60  # regions that are named on a picture; more could not be read
+NAMED = 80  # regions that are named on a picture; more could not be read
 LETTER, LINE = 26, 2  # pixels
 INK, PAPER = (30, 28, 26), (255, 255, 255)
 LENGTHS = tuple(step * 10.0**power for power in range(0, 5) for step in (1, 2, 5))  # µm of scale bars

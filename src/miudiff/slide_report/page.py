@@ -182,8 +182,10 @@ def _overviews(report: Report) -> list[Picture]:
     if case.he is not None:
         pictures.append(overview(case.he, lost, case.mpp, ("H&E", "The slide that was translated.")))
     pictures.append(overview(case.virtual, lost, case.mpp, (_stain(case), "Made from the H&E, not stained.")))
-    named = "" if len(report.rows) - 1 <= SHOWN else " Too many to be named here."
-    titles = ("Regions", f"Where the numbers below are of.{named}")
+    where = "Where the numbers by region are of."
+    if isinstance(report.parts, Squares):
+        where += " A1 is the square in the upper left corner, B1 the one beside it."
+    titles = ("Regions", where)
     pictures.append(regions_on(case.virtual, report.rows[1:], report.parts, titles))
     return pictures
 

@@ -147,7 +147,7 @@ def left_out(case: Case, area: Area, found: Found) -> list[str]:
     """What no number is of, a line each."""
     lines = []
     if area.drawn is not None:
-        lines.append("Everything outside the regions: it was not translated.")
+        lines.append("Everything outside the regions.")
         lines.append("Empty glass inside them.")
     else:
         lines.append(f"Empty glass: {100 - 100 * area.glass.tissue_share():.0f} % of the slide.")
