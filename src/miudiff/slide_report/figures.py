@@ -120,7 +120,10 @@ def region_map(
     for value, row in zip(values, rows, strict=True):
         if row.index is not None and np.isfinite(value):
             colour = tuple(int(c) for c in scale.paint(np.array([[value]]))[0, 0])
-            draw.polygon(_points(parts.rings(row.index)[0], factor), fill=colour)
+            outline, *holes = parts.rings(row.index)
+            draw.polygon(_points(outline, factor), fill=colour)
+            for hole in holes:
+                draw.polygon(_points(hole, factor), fill=NOTHING)
     shown = dict(zip((row.name for row in rows), values, strict=True))
     dark = 0.5 * (scale.low + scale.high)
     _outline(
