@@ -11,6 +11,7 @@ pixels across, because only the caller can know the scale.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,20 @@ AROUND = 10.0  # nuclei across: the square that a pixel's surroundings are the m
 TISSUE = 0.05  # mean optical density of the three colours, above that of the glass
 
 
+class Bars(NamedTuple):
+    """What an image's cells are judged by; given for all parts of one section, the parts are judged alike.
+
+    Attributes:
+        light: The light I0 of each colour, [3].
+        dab: The density of DAB beyond which a pixel is of a cell.
+        hematoxylin: The same of hematoxylin above that of the surroundings.
+    """
+
+    light: Floats
+    dab: float
+    hematoxylin: float
+
+
 class Positivity(NamedTuple):
     """How many cells an IHC image has, which share is positive, and how much; NaN where there are no cells."""
 
@@ -61,7 +76,7 @@ def tissue_mask(image: Pixels) -> Mask:
     return np.asarray(ndimage.gaussian_filter(density, 2) > TISSUE)
 
 
-def cell_mask(image: Pixels, diameter: float = CELL) -> Mask:
+def cell_mask(image: Pixels, diameter: float = CELL, bars: Bars | None = None) -> Mask:
     """Stained cells of a uint8 [H, W, 3] IHC image, bool [H, W]: beyond Otsu in DAB or in hematoxylin.
 
     Dark DAB leaks into the hematoxylin channel and would set the bar too high for pale blue nuclei: the
@@ -71,15 +86,44 @@ def cell_mask(image: Pixels, diameter: float = CELL) -> Mask:
 
     Args:
         diameter: Pixels across a nucleus; a speck or pinhole is less than a quarter of its area.
+        bars: Those of `find_bars` for an image that is a part of a section; None finds the image's own.
     """
-    amounts = separate_stains(image, rgb_from_hdab, _light(image))
-    hematoxylin, dab = (_smooth(amounts[..., stain], diameter) for stain in (0, 1))
-    brown = dab > _otsu(dab, DAB_BOUNDS)
-    away = ~ndimage.binary_dilation(brown, iterations=max(round(diameter / 8), 1))
+    hematoxylin, dab = _amounts(image, _light(image) if bars is None else bars.light, diameter)
+    brown = dab > (_otsu(dab, DAB_BOUNDS) if bars is None else bars.dab)
+    away = _away(brown, diameter)
     if not away.any():
         return _clean(brown, diameter)
     above = hematoxylin - _surroundings(hematoxylin, away, AROUND * diameter)
-    return _clean(brown | (above > _otsu(above[away].clip(0))), diameter)
+    bar = _otsu(above[away].clip(0)) if bars is None else bars.hematoxylin
+    return _clean(brown | (above > bar), diameter)
+
+
+def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> Bars:
+    """What the cells of one section are judged by, from a few parts of it.
+
+    A part by itself gives what `cell_mask` finds for it without bars.
+
+    Args:
+        parts: uint8 [H, W, 3] IHC images of any sizes, each with the pixels [H, W] to look at.
+        diameter: Pixels across a nucleus.
+
+    Raises:
+        ValueError: There is no pixel to look at.
+    """
+    looked_at = [image[where] for image, where in parts if where.any()]
+    if not looked_at:
+        raise ValueError("no pixels to find bars in")
+    light = np.maximum(background_light(np.concatenate(looked_at)), GLASS)
+    amounts = [_amounts(image, light, diameter) for image, _ in parts]
+    masks = [where for _, where in parts]
+    dab_bar = _otsu(np.concatenate([dab[where] for (_, dab), where in zip(amounts, masks)]), DAB_BOUNDS)
+    above = []
+    for (hematoxylin, dab), where in zip(amounts, masks):
+        away = _away(dab > dab_bar, diameter)
+        difference = hematoxylin - _surroundings(hematoxylin, away, AROUND * diameter)
+        above.append(difference[away & where].clip(0))
+    together = np.concatenate(above)
+    return Bars(light, dab_bar, _otsu(together) if together.size else HEMATOXYLIN_BOUNDS[1])
 
 
 def nuclei_of_he(image: Pixels, diameter: float = CELL) -> Mask:
@@ -119,6 +163,16 @@ def positivity(image: Pixels, labels: Labels) -> Positivity:
     means = np.asarray(ndimage.mean(dab, labels, np.arange(1, cells + 1)))
     above = [float((means > bound).mean()) for bound in (WEAK, MODERATE, STRONG)]
     return Positivity(cells, above[0], 100 * sum(above))
+
+
+def _amounts(image: Pixels, light: Floats, diameter: float) -> tuple[Floats, Floats]:
+    """Hematoxylin and DAB [H, W], smoothed."""
+    amounts = separate_stains(image, rgb_from_hdab, light)
+    return _smooth(amounts[..., 0], diameter), _smooth(amounts[..., 1], diameter)
+
+
+def _away(brown: Mask, diameter: float) -> Mask:
+    return ~ndimage.binary_dilation(brown, iterations=max(round(diameter / 8), 1))
 
 
 def _light(image: Pixels) -> Floats:

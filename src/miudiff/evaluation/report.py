@@ -12,14 +12,14 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from miudiff.errors import DataError
@@ -27,6 +27,7 @@ from miudiff.images import Pixels, resize, write_bytes
 
 BANNER = "Virtual stain - for research use only, not for diagnosis; DAB intensity is not calibrated"
 
+PAGE, TABLE = "report.html.j2", "table.html.j2"
 SEEN_BY_BROWSERS = ("PNG", "JPEG", "WEBP")
 GAP = 8  # pixels between the tiles of a contact sheet
 LETTER = 18  # pixels of its titles
@@ -72,18 +73,42 @@ def write_report(
         DataError: A figure's file cannot be read, or the page cannot be written.
         ValueError: A table's row is not as long as its header.
     """
-    # A path with the ending .j2 says nothing to Jinja, so escaping is asked for and not guessed.
-    pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("miudiff.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = pages.from_string(template).render(
-        title=title,
-        lead=lead,
-        banner=BANNER,
-        figures=[(each.title, each.caption, _data_uri(each.image)) for each in figures],
-        tables=[(each.title, each.header, _cells(each.header, each.rows), each.note) for each in tables],
-        notes=notes,
+    page = render(
+        PAGE,
+        {},
+        {
+            "title": title,
+            "lead": lead,
+            "banner": BANNER,
+            "figures": [(each.title, each.caption, data_uri(each.image)) for each in figures],
+            "tables": [
+                (each.title, each.header, _cells(each.header, each.rows), each.note) for each in tables
+            ],
+            "notes": notes,
+        },
     )
     write_bytes(path, page.encode("utf-8"))
+
+
+def render(template: str, more: Mapping[str, str], values: Mapping[str, object]) -> str:
+    """A page of one of the templates here, or of `more`, which may extend `PAGE` and so share its look.
+
+    Args:
+        template: Its name.
+        more: Further templates by their names.
+        values: What it shows; all of it is escaped.
+    """
+    here = resources.files("miudiff.evaluation")
+    sources = {name: here.joinpath(name).read_text(encoding="utf-8") for name in (PAGE, TABLE)}
+    # A path with the ending .j2 says nothing to Jinja, so escaping is asked for and not guessed.
+    pages = Environment(
+        loader=DictLoader({**sources, **more}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return pages.get_template(template).render(values)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -117,7 +142,12 @@ def _text(cell: Cell) -> str:
     return MISSING if cell is None else str(cell)
 
 
-def _data_uri(image: Path | str | Pixels) -> str:
+def data_uri(image: Path | str | Pixels) -> str:
+    """An image as the address that an `img` takes: a file, or uint8 [H, W, 3] or [H, W].
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     kind, content = _png(image) if isinstance(image, np.ndarray) else _file(Path(image))
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
