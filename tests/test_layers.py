@@ -43,9 +43,8 @@ ALLOWED = {
     "translation": {"checkpoints", "methods", "slides", "stainer"},
     "cluster": {"slides", "stainer"},
     "slide_info": {"diffusion", "methods", "slides", "stainer"},
-    "whole_slide": {"checkpoints", "cluster", "slides", "stainer", "translation"},
+    "whole_slide": {"checkpoints", "cluster", "slide_report", "slides", "stainer", "translation"},
     "slide_report": {"checkpoints", "evaluation", "slides"},  # measures pixels and knows no networks
-    "translation": {"checkpoints", "methods", "stainer"},
     "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
     "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},
     "viewer": {"checkpoints", "slides"},

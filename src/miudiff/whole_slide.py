@@ -27,6 +27,7 @@ from miudiff.errors import CheckpointError, DataError, MiudiffError, SlideError
 from miudiff.images import SUFFIXES, same_scale, write_bytes
 from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
+from miudiff.slide_report.make import make_report
 from miudiff.slides.blocks import Encoder
 from miudiff.slides.brightfield import check_brightfield
 from miudiff.slides.encoding import Compression
@@ -221,6 +222,14 @@ def translate_slides(
             say(f"failed: {message}")
             continue
         (written if any(made) else skipped).append(job.target)
+        if options.report and (
+            any(made) or not job.target.with_name(f"{stem(job.target)}.report.html").exists()
+        ):
+            try:
+                make_report(job.target, say, job.roi)
+            except MiudiffError as error:  # the result itself is whole
+                failed.append((job.source, f"{job.target}: no report ({error})"))
+                say(f"failed: {failed[-1][1]}")
     if len(jobs) > 1:
         _tell_failures(jobs[0].target.parent / FAILURES, failed)
     return Outcome(tuple(written), tuple(skipped), tuple(failed))
@@ -271,6 +280,9 @@ def translate_slide(
                 runner.run(engine, Progress("windows", say))
                 encoder.complete()
                 record |= {"unreadable": runner.unreadable, "tissue_share": _tissue_share(sight)}
+                record["samples"] = sorted(
+                    f"{p.parent.name}/{p.name}" for p in _samples_folder(job.target).glob("*.ome.tif")
+                )
                 _mark(job.target, runner.unreadable)
             name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
             write_json(path, record | {"seconds": round(time.monotonic() - began, 1)})
@@ -302,13 +314,17 @@ def _tissue_share(sight: Sight) -> float | None:
     return None if sight.glass is None else round(sight.glass.tissue_share(), 4)
 
 
+def _samples_folder(target: Path) -> Path:
+    return target.with_name(f"{stem(target)}.samples")
+
+
 def _samples(job: SlideJob, options: SlideOptions) -> Iterator[tuple[SlideJob, int]]:
     """The result and its further samples, each with its seed."""
-    folder = job.target.with_name(f"{stem(job.target)}.samples")
+    folder = _samples_folder(job.target)
     seeds = range(options.seed + 1, options.seed + options.samples)
-    yield job, options.seed
-    for seed in seeds:
+    for seed in seeds:  # before the result, whose record names them
         yield replace(job, target=folder / f"seed{seed}.ome.tif"), seed
+    yield job, options.seed
 
 
 def _scale(slide: Slide, given: float | None, model: float | None) -> tuple[float | None, str]:
@@ -362,6 +378,8 @@ def _record(
         if job.roi and job.roi.is_file()
         else None,
         "mark_unreadable": options.mark_unreadable,
+        "regions_file": str(job.roi) if job.roi else None,
+        "samples": [],
     }
 
 
@@ -370,7 +388,7 @@ def _compression(how: Compression) -> str:
 
 
 # What may differ between a result, or what was begun of it, and the command that finds it.
-_FREE = ("source", "mpp_source", "unreadable", "tissue_share", "seconds", "notice")
+_FREE = ("source", "regions_file", "samples", "mpp_source", "unreadable", "tissue_share", "seconds", "notice")
 
 
 def _same(path: Path, record: dict[str, Any], target: Path) -> None:

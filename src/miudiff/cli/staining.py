@@ -234,6 +234,20 @@ def info(
 
 
 @app.command
+def report(result: Path, *, roi: Path | None = None) -> int:
+    """Measure a slide's virtual IHC, and write a page about it, measures and GeoJSON for QuPath beside it.
+
+    Args:
+        result: The .ome.tif that `translate` wrote, its record beside it.
+        roi: GeoJSON of the regions to measure; by default those that were stained, or squares.
+    """
+    from miudiff.slide_report.make import make_report
+
+    say(f"{make_report(result, say, roi)}: written")
+    return 0
+
+
+@app.command
 def view(he: Path, ihc: Path | None = None, *, port: int | None = None, browser: bool = True) -> int:
     """Show H&E and virtual IHC side by side in the browser, on this machine alone; Ctrl-C ends it.
 
