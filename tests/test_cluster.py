@@ -1,12 +1,17 @@
 """Windows stained by actors under Ray: the same bytes as here, also when a worker is killed on the way."""
 
+import logging
 import os
 import signal
+import sys
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from miudiff.cluster import LOCAL, Cluster
 from miudiff.errors import ClusterError, ConfigError, SlideError
 from miudiff.noise import NoiseKey
 from slide_run import PlaceStainer, make_slide, translate
@@ -24,15 +29,26 @@ class Telling(PlaceStainer):
         (folder / str(os.getpid())).touch()
 
 
-@pytest.fixture(scope="module")
-def cluster_of(tmp_path_factory):
-    """Makes clusters of two workers; Ray itself is started once."""
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(make_slide.__code__.co_filename).rsplit("/", 1)[0], os.environ.get("PYTHONPATH", "")]
-    )
-    from miudiff.cluster import LOCAL, Cluster
+@pytest.fixture(scope="module", autouse=True)
+def machine():
+    """A Ray of this machine's own, started once."""
+    import ray
 
+    here = str(Path(__file__).parent)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join((here, *sys.path))}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def cluster_of():
+    """Makes clusters of two workers."""
     made = []
 
     def make(load, **options):
@@ -44,17 +60,17 @@ def cluster_of(tmp_path_factory):
         cluster.close()
 
 
-def test_two_workers_stain_as_one_process_does(cluster_of, tmp_path):
+def test_two_workers_stain_as_one_process_does_and_tell_what_they_cannot_read(cluster_of, tmp_path):
     source = make_slide(tmp_path / "he.tif", 700, 1100)
     here = translate(source, tmp_path / "here")
-    cluster = cluster_of(PlaceStainer, batch=3)
-    there = translate(source, tmp_path / "there", engine=cluster.stained(NoiseKey(0, "slide")))
+    engine = cluster_of(PlaceStainer, batch=3).stained(NoiseKey(0, "slide"))
+    there = translate(source, tmp_path / "there", engine=engine)
     assert there.read_bytes() == here.read_bytes()
+    with pytest.raises(SlideError, match=r"damaged\.tif: the region .* cannot be read"):
+        translate(damaged(tmp_path), tmp_path / "out", engine=engine)
 
 
 def test_the_work_of_a_killed_worker_is_done_again(cluster_of, tmp_path):
-    from functools import partial
-
     source = make_slide(tmp_path / "he.tif", 700, 1100)
     here = translate(source, tmp_path / "here")
     (tmp_path / "workers").mkdir()
@@ -76,10 +92,10 @@ def test_the_work_of_a_killed_worker_is_done_again(cluster_of, tmp_path):
     assert there.read_bytes() == here.read_bytes()
 
 
-def test_what_a_worker_cannot_read_is_told_as_it_is_here(cluster_of, tmp_path):
-    cluster = cluster_of(PlaceStainer)
-    with pytest.raises(SlideError, match=r"damaged\.tif: the region .* cannot be read"):
-        translate(damaged(tmp_path), tmp_path / "out", engine=cluster.stained(NoiseKey(0, "slide")))
+def test_more_workers_than_there_is_room_for_are_told(monkeypatch):
+    monkeypatch.setattr("miudiff.cluster.START", 5.0)
+    with pytest.raises(ClusterError, match="--workers: 3 workers are not up after 5 s"):
+        Cluster(LOCAL, 3, PlaceStainer)
 
 
 def broken():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from miudiff.stainer import VirtualStainer
 
 LOCAL = "local"  # the address that starts a Ray of this machine's own
+START = 300.0  # seconds until every worker must have loaded its weights
 WAITING = 3  # tasks that wait at each actor, so that none is idle while results are fetched
 
 
@@ -106,7 +107,8 @@ class Cluster:
             {"log_to_driver": False, "include_dashboard": False} if address == LOCAL else {}
         )
         try:
-            if not ray.is_initialized():
+            self._started = not ray.is_initialized()
+            if self._started:
                 where: dict[str, Any] = {"num_cpus": workers} if address == LOCAL else {"address": address}
                 ray.init(**where, **quiet, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -124,7 +126,9 @@ class Cluster:
         kind = "GPU" if device == "cuda" else "CPU"
         workers = workers or max(int(cast("Any", ray).cluster_resources().get(kind, 0)), 1)
         self.actors: list[Any] = [actor.options(**wanted).remote(load) for _ in range(workers)]
-        self._get([actor.ready.remote() for actor in self.actors])  # weights that do not load are told now
+        self._get(
+            [actor.ready.remote() for actor in self.actors], START
+        )  # weights that do not load are told now
 
     def stained(self, key: NoiseKey) -> Stained:
         """Who stains the windows of a slide whose noise is `key`'s."""
@@ -170,15 +174,20 @@ class Cluster:
                 waiting[refs[ref]] += 1
         return waiting.index(min(waiting))
 
-    def _get(self, wanted: Any) -> Any:
-        """What a task gave.
+    def _get(self, wanted: Any, seconds: float | None = None) -> Any:
+        """What a task gave, within so many seconds.
 
         Raises:
             MiudiffError: What an actor raised, or that it cannot be started.
         """
         errors = self._ray.exceptions
         try:
-            return self._ray.get(wanted)
+            return self._ray.get(wanted, timeout=seconds)
+        except errors.GetTimeoutError as error:
+            free = cast("Any", self._ray).available_resources()
+            raise ClusterError(
+                f"--workers: {len(self.actors)} workers are not up after {START:.0f} s (free now: {free.get('CPU', 0):.0f} CPUs, {free.get('GPU', 0):.0f} GPUs); ask for fewer, or add machines"
+            ) from error
         except errors.RayTaskError as error:
             if isinstance(error.cause, MiudiffError):
                 raise error.cause from error
@@ -193,4 +202,5 @@ class Cluster:
         """Let the actors go, and a Ray that was started here."""
         for actor in self.actors:
             self._ray.kill(actor)
-        self._ray.shutdown()
+        if self._started:
+            self._ray.shutdown()
