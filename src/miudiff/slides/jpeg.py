@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import imagecodecs
 import numpy as np
 
 from miudiff.images import Pixels
 
+SHORT = 8192  # bytes
 EMPTY = 128  # the grey of a block for which there were no data
 IN_SCAN = re.compile(rb"\xff[^\x00\xff]")  # a marker
 RUN = bytes(24)  # so many zeros are doubtful
@@ -56,6 +58,16 @@ def joined(data: bytes, tables: bytes | None) -> bytes:
 
 def damage(data: bytes) -> str:
     """What is wrong with a JPEG file, "" if nothing is seen."""
+    # glass of one colour is one short tile again and again, and just such a one is doubtful
+    return _short_damage(data) if len(data) <= SHORT else _damage(data)
+
+
+@lru_cache(maxsize=64)
+def _short_damage(data: bytes) -> str:
+    return _damage(data)
+
+
+def _damage(data: bytes) -> str:
     try:
         frame = _frame(data)
     except (IndexError, ValueError):

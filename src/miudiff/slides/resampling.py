@@ -37,7 +37,10 @@ def resample(pixels: Pixels, x: int, y: int, box: Box, width: int, height: int) 
     """
     rows, columns, channels = pixels.shape
     step_x, step_y = (box[2] - box[0]) / width, (box[3] - box[1]) / height
-    if all(_is_whole(n) for n in (box[0], box[1])) and max(abs(step_x - 1), abs(step_y - 1)) < SAME:
+    if is_same(box[0], box[1], step_x, step_y):
+        left, top = round(box[0]) - x, round(box[1]) - y
+        if left >= 0 and top >= 0 and left + width <= columns and top + height <= rows:
+            return pixels[top : top + height, left : left + width]
         across_at = (round(box[0]) - x + np.arange(width)).clip(0, columns - 1)
         return pixels[(round(box[1]) - y + np.arange(height)).clip(0, rows - 1)][:, across_at]
     # float32 adds whole numbers below 2^24 without rounding
@@ -49,6 +52,11 @@ def resample(pixels: Pixels, x: int, y: int, box: Box, width: int, height: int) 
     sums = (across.astype(kind) @ turned.reshape(columns, -1)).reshape(width, height, channels)
     means = sums.transpose(1, 0, 2) / np.outer(count_down, count_across)[..., None].astype(kind)
     return np.ascontiguousarray(np.rint(means).clip(0, 255), np.uint8)
+
+
+def is_same(left: float, top: float, step_x: float, step_y: float) -> bool:
+    """Whether a box's pixels are pixels of the grid."""
+    return _is_whole(left) and _is_whole(top) and max(abs(step_x - 1), abs(step_y - 1)) < SAME
 
 
 def reach(step: float) -> int:

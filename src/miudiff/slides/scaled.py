@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from miudiff.images import Pixels
-from miudiff.slides.resampling import Box, reach, resample
+from miudiff.slides.resampling import Box, is_same, reach, resample
 from miudiff.slides.slide import Slide
 
 Read = Callable[[int, int, int, int, int], Pixels]
@@ -42,6 +42,8 @@ def read_scaled(slide: Slide, box: Box, width: int, height: int, read: Read | No
     level = best_level(slide, min(step_x, step_y))
     across, down = factors(slide, level)
     left, top, step_x, step_y = left / across, top / down, step_x / across, step_y / down
+    if is_same(left, top, step_x, step_y) and _inside(slide, level, round(left), round(top), width, height):
+        return (read or slide.read)(round(left), round(top), width, height, level)
     side = math.sqrt(AT_ONCE)
     w, h = max(1, int(side / max(step_x, 1))), max(1, int(side / max(step_y, 1)))
     result = np.empty((height, width, 3), np.uint8)
@@ -53,6 +55,11 @@ def read_scaled(slide: Slide, box: Box, width: int, height: int, read: Read | No
                 slide, level, part, j_end - j, i_end - i, read or slide.read
             )
     return result
+
+
+def _inside(slide: Slide, level: int, x: int, y: int, width: int, height: int) -> bool:
+    size = slide.levels[level]
+    return x >= 0 and y >= 0 and x + width <= size.width and y + height <= size.height
 
 
 def best_level(slide: Slide, factor: float) -> int:
