@@ -132,6 +132,9 @@ def translate(
         plan(source, target)  # a wrong path is told before seconds are spent on weights
     if not jobs and (unused := slides.asked_for):
         raise ConfigError(f"--{unused}: is for whole slides; {source} is none, and holds none")
+    if mode == "fuse" and method in (None, "miu-diff") and not any("refinement." in word for word in set_):
+        set_ = (*set_, "refinement.loss=none")
+        say("mode fuse: without refinement, which learns from one tile at a time")
     load = partial(
         VirtualStainer.load,
         model,
