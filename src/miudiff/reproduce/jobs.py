@@ -1,0 +1,110 @@
+"""What a case is to be put through, made sure of: whatever can be refused is refused here, before hours of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from miudiff.device import Placement, Precision
+from miudiff.errors import ConfigError
+from miudiff.images import same_scale
+from miudiff.methods.model import Model
+from miudiff.methods.systems import build
+from miudiff.reproduce.budget import Budget, Task
+from miudiff.reproduce.cases import Case
+from miudiff.reproduce.rows import Row
+from miudiff.reproduce.sources import Source
+from miudiff.reproduce.training import GENERATORS, check_run, given_model, marker_of, run_config
+from miudiff.runs import RunConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a case is to be put through.
+
+    Attributes:
+        left_out: The rows that it cannot have, each with why.
+        given: The model that its diffusion systems use; None where theirs is trained.
+        runs: To be trained, or found trained, in this order.
+        notes: Where the diffusion systems' weights come from, a sentence each.
+    """
+
+    case: Case
+    rows: Sequence[Row]
+    left_out: Mapping[str, str]
+    given: Model | None
+    runs: Sequence[RunConfig]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what a job is done.
+
+    Attributes:
+        init: A model folder whose U-Net the score models begin with.
+    """
+
+    budget: Budget
+    placement: Placement
+    device: str
+    precision: Precision
+    init: Path | None
+
+
+def job_of(case: Case, source: Source, rows: Sequence[Row], means: Means) -> Job:
+    """What a case needs, made sure of.
+
+    Raises:
+        ConfigError, CheckpointError: A model, a budget, or a run in the folder that does not fit.
+    """
+    left_out = {row.name: why for row in rows if (why := _why_not(case, row))}
+    possible = [row for row in rows if row.name not in left_out]
+    if not possible:
+        reasons = "; ".join(dict.fromkeys(left_out.values()))
+        raise ConfigError(f"{case.name}: no row is left of {', '.join(left_out)}: {reasons}")
+    given = given_model(case, source.model, means.placement) if source.model is not None else None
+    if given is not None:
+        for row in possible:
+            if row.config is not None and row.method != "egsde":  # whose classifier is yet to be trained
+                build(row.config, given, marker_of(case, given), means.placement)
+    runs = _training(case, possible, given is not None, means)
+    for config in runs:
+        check_run(config)
+    diffusion = any(row.config is not None for row in possible)
+    notes = _notes(case, source, given, means.init) if diffusion else ()
+    return Job(case, possible, left_out, given, runs, notes)
+
+
+def _why_not(case: Case, row: Row) -> str:
+    """Why a case cannot have a row; empty where it can."""
+    if row.method == "asp" and not case.paired:
+        return "it trains on pairs, and no training image has its partner"
+    return ""
+
+
+def _notes(case: Case, source: Source, given: Model | None, init: Path | None) -> tuple[str, ...]:
+    """Where the diffusion systems' weights come from, if not from this budget's training alone."""
+    if given is None:
+        return (f"The score model began with the weights of {init}",) if init else ()
+    told = [f"The diffusion systems use the model {source.model} as it is, which this budget did not train"]
+    if given.card.mpp and case.mpp and not same_scale(case.mpp, given.card.mpp):
+        told.append(f"It was trained at {given.card.mpp:.3g} um/px, these images have {case.mpp:.3g}")
+    if given.card.mpp and case.mpp is None:
+        told.append(
+            f"It was trained at {given.card.mpp:.3g} um/px; whether these images have that is unknown"
+        )
+    return tuple(told)
+
+
+def _training(case: Case, rows: Sequence[Row], given: bool, means: Means) -> list[RunConfig]:
+    """The runs that a case's rows need, in the order of training; what a given model has is not trained again."""
+    tasks: list[Task] = []
+    for row in rows:
+        tasks += [t for t in row.needs if t not in tasks and not (given and t in ("score", "mi"))]
+    return [
+        run_config(case, task, means.budget, seed, means.device, means.precision, means.init)
+        for task in tasks
+        for seed in (range(means.budget.seeds) if task in GENERATORS else (0,))
+    ]
