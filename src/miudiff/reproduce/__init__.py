@@ -2,6 +2,7 @@
 
     sources     which datasets are asked for              budget       how much work
     cases       a dataset that is ready                   prepare      made ready: divided, shrunk, as files
+    whole       made ready to test on alone               scale        micrometres per pixel, the same for all
     rows        which systems and which ablations         training     what the rows need, trained
     translating a row's images                            scoring      their scores
     jobs        what a case needs, made sure of           plan         what is still to do, how long and large

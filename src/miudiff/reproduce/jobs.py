@@ -15,8 +15,10 @@ from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.rows import Row
 from miudiff.reproduce.sources import Source
-from miudiff.reproduce.training import GENERATORS, check_run, given_model, marker_of, run_config
+from miudiff.reproduce.training import GENERATORS, check_run, marker_of, run_config, with_tone
 from miudiff.runs import RunConfig
+
+MODELS: tuple[Task, ...] = ("score", "mi")  # what a model folder that is given has
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,16 @@ class Job:
     Attributes:
         left_out: The rows that it cannot have, each with why.
         given: The model that its diffusion systems use; None where theirs is trained.
+        marker: The marker that the given model stains.
         runs: To be trained, or found trained, in this order.
-        notes: Where the diffusion systems' weights come from, a sentence each.
+        notes: What the diffusion systems are given, a sentence each.
     """
 
     case: Case
     rows: Sequence[Row]
     left_out: Mapping[str, str]
     given: Model | None
+    marker: str | None
     runs: Sequence[RunConfig]
     notes: tuple[str, ...]
 
@@ -53,8 +57,11 @@ class Means:
     init: Path | None
 
 
-def job_of(case: Case, source: Source, rows: Sequence[Row], means: Means) -> Job:
+def job_of(case: Case, source: Source, given: Model | None, rows: Sequence[Row], means: Means) -> Job:
     """What a case needs, made sure of.
+
+    Args:
+        given: The model that the source names.
 
     Raises:
         ConfigError, CheckpointError: A model, a budget, or a run in the folder that does not fit.
@@ -64,37 +71,49 @@ def job_of(case: Case, source: Source, rows: Sequence[Row], means: Means) -> Job
     if not possible:
         reasons = "; ".join(dict.fromkeys(left_out.values()))
         raise ConfigError(f"{case.name}: no row is left of {', '.join(left_out)}: {reasons}")
-    given = given_model(case, source.model, means.placement) if source.model is not None else None
+    marker = marker_of(case, given, source.marker) if given is not None else None
     if given is not None:
+        given = with_tone(case, given, marker)
         for row in possible:
             if row.config is not None and row.method != "egsde":  # whose classifier is yet to be trained
-                build(row.config, given, marker_of(case, given), means.placement)
+                build(row.config, given, marker, means.placement)
     runs = _training(case, possible, given is not None, means)
     for config in runs:
         check_run(config)
     diffusion = any(row.config is not None for row in possible)
-    notes = _notes(case, source, given, means.init) if diffusion else ()
-    return Job(case, possible, left_out, given, runs, notes)
+    notes = _notes(case, source, given, marker, means.init) if diffusion else ()
+    return Job(case, possible, left_out, given, marker, runs, notes)
 
 
 def _why_not(case: Case, row: Row) -> str:
     """Why a case cannot have a row; empty where it can."""
+    own = [task for task in row.needs if task not in MODELS]
+    if own and not case.trains:
+        what = "a classifier" if own == ["classifier"] else "a generator"
+        return f"it needs {what} of this dataset's own, and nothing is trained"
     if row.method == "asp" and not case.paired:
         return "it trains on pairs, and no training image has its partner"
     return ""
 
 
-def _notes(case: Case, source: Source, given: Model | None, init: Path | None) -> tuple[str, ...]:
-    """Where the diffusion systems' weights come from, if not from this budget's training alone."""
+def _notes(
+    case: Case, source: Source, given: Model | None, marker: str | None, init: Path | None
+) -> tuple[str, ...]:
+    """What the diffusion systems are given, if not this budget's training alone."""
     if given is None:
         return (f"The score model began with the weights of {init}",) if init else ()
+    card = given.card
     told = [f"The diffusion systems use the model {source.model} as it is, which this budget did not train"]
-    if given.card.mpp and case.mpp and not same_scale(case.mpp, given.card.mpp):
-        told.append(f"It was trained at {given.card.mpp:.3g} um/px, these images have {case.mpp:.3g}")
-    if given.card.mpp and case.mpp is None:
+    if marker != case.marker and source.marker is not None:
         told.append(
-            f"It was trained at {given.card.mpp:.3g} um/px; whether these images have that is unknown"
+            f"It stains {marker}, as --marker says; the dataset's own is {case.marker or 'not named'}"
         )
+    if marker is not None and given.tone(marker) is None:
+        told.append(f"It has no luma curve for {marker}: rows that have one take the luma as it is")
+    if card.mpp and case.mpp and not same_scale(case.mpp, card.mpp):
+        told.append(f"It was trained at {card.mpp:.3g} um/px, these images have {case.mpp:.3g}")
+    if card.mpp and case.mpp is None:
+        told.append(f"It was trained at {card.mpp:.3g} um/px; whether these images have that is unknown")
     return tuple(told)
 
 
@@ -102,7 +121,7 @@ def _training(case: Case, rows: Sequence[Row], given: bool, means: Means) -> lis
     """The runs that a case's rows need, in the order of training; what a given model has is not trained again."""
     tasks: list[Task] = []
     for row in rows:
-        tasks += [t for t in row.needs if t not in tasks and not (given and t in ("score", "mi"))]
+        tasks += [t for t in row.needs if t not in tasks and not (given and t in MODELS)]
     return [
         run_config(case, task, means.budget, seed, means.device, means.precision, means.init)
         for task in tasks

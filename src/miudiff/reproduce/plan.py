@@ -46,9 +46,7 @@ def estimate(jobs: Sequence[Job], budget: Budget, placement: Placement) -> list[
     total_time = total_disk = 0.0
     for job in jobs:
         case = job.case
-        lines.append(
-            f"{case.name}: {case.train[0]} H&E and {case.train[1]} IHC to train on, {len(case.test)} pairs to test on"
-        )
+        lines.append(f"{case.name}: {case.counts}")
         lines += [f"  {note}" for note in case.notes]
         costs: dict[str, tuple[float, float]] = {}
         for config in job.runs:
