@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from miudiff.device import Placement, Precision
 from miudiff.errors import ConfigError
 from miudiff.images import same_scale
+from miudiff.methods.ilvr import ILVRConfig
 from miudiff.methods.model import Model
-from miudiff.methods.systems import build
+from miudiff.methods.systems import build, changed
 from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.rows import Row
@@ -71,18 +72,43 @@ def job_of(case: Case, source: Source, given: Model | None, rows: Sequence[Row],
     if not possible:
         reasons = "; ".join(dict.fromkeys(left_out.values()))
         raise ConfigError(f"{case.name}: no row is left of {', '.join(left_out)}: {reasons}")
+    runs = _training(case, possible, given is not None, means)
+    for config in runs:
+        check_run(config)
+    notes: tuple[str, ...] = ()
+    if not _learns_variance(given, runs):
+        possible, told = _without_learned_variance(possible)
+        notes += told
     marker = marker_of(case, given, source.marker) if given is not None else None
     if given is not None:
         given = with_tone(case, given, marker)
         for row in possible:
             if row.config is not None and row.method != "egsde":  # whose classifier is yet to be trained
                 build(row.config, given, marker, means.placement)
-    runs = _training(case, possible, given is not None, means)
-    for config in runs:
-        check_run(config)
-    diffusion = any(row.config is not None for row in possible)
-    notes = _notes(case, source, given, marker, means.init) if diffusion else ()
+    if any(row.config is not None for row in possible):
+        notes = (*_notes(case, source, given, marker, means.init), *notes)
     return Job(case, possible, left_out, given, marker, runs, notes)
+
+
+def _learns_variance(given: Model | None, runs: Sequence[RunConfig]) -> bool:
+    """Whether the score model of the diffusion systems has a variance of its own, or will have."""
+    if given is not None:
+        return given.score.learned_variance
+    return all(config.score.network.learned_variance for config in runs if config.task == "score")
+
+
+def _without_learned_variance(rows: Sequence[Row]) -> tuple[list[Row], tuple[str, ...]]:
+    """The rows on a network that learned no variance, and what that changes of them."""
+    fixed = [
+        replace(row, config=changed(row.config, ("variance=fixed_large",)))
+        if isinstance(row.config, ILVRConfig) and row.config.variance == "learned"
+        else row
+        for row in rows
+    ]
+    if fixed == list(rows):
+        return fixed, ()
+    # The official code's own choice for such a network.
+    return fixed, ("ILVR takes beta for its variance (fixed_large): the score network learned none",)
 
 
 def _why_not(case: Case, row: Row) -> str:

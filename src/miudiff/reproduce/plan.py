@@ -47,7 +47,7 @@ def estimate(jobs: Sequence[Job], budget: Budget, placement: Placement) -> list[
     for job in jobs:
         case = job.case
         lines.append(f"{case.name}: {case.counts}")
-        lines += [f"  {note}" for note in case.notes]
+        lines += [f"  {note}" for note in (*case.notes, *job.notes)]
         costs: dict[str, tuple[float, float]] = {}
         for config in job.runs:
             if trained(config):
