@@ -26,6 +26,7 @@ from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import Card, Model
 from miudiff.methods.systems import SYSTEMS, build, changed, steps_of
 from miudiff.noise import NoiseKey
+from miudiff.progress import duration
 from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.jobs import Job
 from miudiff.reproduce.rows import Row
@@ -59,7 +60,7 @@ def estimate(jobs: Sequence[Job], budget: Budget, placement: Placement) -> list[
             left = config.steps - max((step for step, _ in find_states(config.out)), default=0)
             total_time, total_disk = total_time + left * each, total_disk + disk
             lines.append(
-                f"  train {config.task:<12} {left:>8} steps of {config.batch_size:<3} {_told(left * each):>8}  {_size(disk):>8}  {config.out}"
+                f"  train {config.task:<12} {left:>8} steps of {config.batch_size:<3} {duration(left * each):>8}  {_size(disk):>8}  {config.out}"
             )
         models = _models(budget, job.given, placement)
         shape = case.read("HE", 1)[0].shape
@@ -73,9 +74,9 @@ def estimate(jobs: Sequence[Job], budget: Budget, placement: Placement) -> list[
             )
             disk = left * shape[0] * shape[1] * PIXEL_BYTES
             total_time, total_disk = total_time + left * each, total_disk + disk
-            state = f"{left:>5} images   {_told(left * each):>8}  {_size(disk):>8}" if left else "done"
+            state = f"{left:>5} images   {duration(left * each):>8}  {_size(disk):>8}" if left else "done"
             lines.append(f"  {row.name:<18} {state}")
-    return [*lines, f"in all about {_told(total_time)} and {_size(total_disk)} of disk"]
+    return [*lines, f"in all about {duration(total_time)} and {_size(total_disk)} of disk"]
 
 
 def _fresh(module: Module) -> Module:
@@ -160,12 +161,6 @@ def _timed(call: Callable[[], object], placement: Placement) -> float:
     if placement.device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic() - began
-
-
-def _told(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(size: float) -> str:
