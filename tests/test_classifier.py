@@ -111,7 +111,7 @@ def test_training_begins_with_other_weights_and_a_last_layer_of_its_own(tmp_path
     assert not torch.equal(begun.model.conv_in.weight, many.conv_in.weight)
 
     other = CLASSIFIER.model_copy(update={"channels": (8, 8)})
-    with pytest.raises(CheckpointError, match="does not fit the network"):
+    with pytest.raises(CheckpointError, match="does not fit classifier.network"):
         learner(config=ClassifierConfig(network=other, init=tmp_path / "two"))
 
 

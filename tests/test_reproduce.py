@@ -107,6 +107,31 @@ def test_a_dataset_without_test_pairs_is_refused(tmp_path):
         ready(root, tmp_path / "out")
 
 
+def test_names_that_carry_the_slide_in_their_own_way_divide_by_slide(tmp_path):
+    for slide in range(5):
+        for field in range(2):
+            for k, stain in enumerate(("HE", "IHC")):
+                name = f"case{slide}-{field}.png"
+                write_image(tmp_path / "set" / stain / name, tissue(96, 96, seed=10 * slide + field + 5 * k))
+    source = Source("set", tmp_path / "set", 0.5)
+    pattern = "^(?P<slide>case[0-9])-"
+
+    def slides(settings, out):
+        case = prepare(source, tmp_path / out, settings, lambda line: None)
+        train = {path.stem.partition("-")[0] for path in list_images(case.images / "train" / "HE")}
+        return case, train, {name.partition("-")[0] for name in case.test}
+
+    case, train, test = slides(Settings(64, slide_pattern=pattern), "by-slide")
+    assert not train & test
+    assert any("divided by slide" in note for note in case.notes)
+    case, train, test = slides(Settings(64), "by-patch")
+    assert any("divided by patch" in note for note in case.notes)
+    with pytest.raises(DataError, match="another 'slide_pattern'"):
+        slides(Settings(64), "by-slide")
+    with pytest.raises(DataError, match="no group 'slide'"):
+        slides(Settings(64, slide_pattern="case"), "other")
+
+
 def test_two_markers_are_two_cases(tmp_path):
     for marker in ("HER2", "Ki67"):
         for part in ("trainA", "trainB", "valA", "valB"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from miudiff.checkpoints import find_states
+from miudiff.diffusion.score import ScoreModel, build_unet
 from miudiff.errors import ConfigError, NonFiniteError
 from miudiff.images import list_images, read_image
 from miudiff.methods.miu_diff import MIUDiff
@@ -18,7 +19,7 @@ from miudiff.methods.sdedit import SDEdit
 from miudiff.reproduce import Options
 from miudiff.reproduce.rows import rows_of
 from small_set import TINY, bci, budget_file, make, mist, options, plain
-from tiny import tiny_model
+from tiny import NETWORK, tiny_model
 
 
 @pytest.fixture
@@ -104,6 +105,24 @@ def test_a_given_model_without_a_curve_gets_that_of_the_training_images(tmp_path
     make(asked)
     assert settings(tmp_path / "out", "miu-diff-tuned-tuned")["tone"] is not None
     assert not load_model(tmp_path / "model").card.tone  # the user's own folder is left alone
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_ilvr_on_a_network_that_learned_no_variance_takes_a_fixed_one_and_says_so(tmp_path, given):
+    torch.manual_seed(0)
+    unet = build_unet(NETWORK.model_copy(update={"learned_variance": False}))
+    save_model(tmp_path / "model", replace(tiny_model(("HER2",)), score=ScoreModel(unet)))
+    network = {**TINY["score"]["settings"]["network"], "learned_variance": False}
+    changed = {**TINY["score"]["settings"], "network": network}
+    budget = budget_file(tmp_path / "b.yaml", seeds=1, score={**TINY["score"], "settings": changed})
+    models = (f"set={tmp_path / 'model'}",) if given else ()
+    asked = options("table1", bci(tmp_path / "bci"), tmp_path / "out", budget, only=("ILVR",), models=models)
+    told = "ILVR takes beta for its variance (fixed_large): the score network learned none"
+    assert any(told in line for line in make(asked, plan=True)[1])
+    path, _ = make(asked)
+    assert told in path.read_text()
+    assert settings(tmp_path / "out", "ilvr")["config"]["variance"] == "fixed_large"
+    assert settings(tmp_path / "out", "ilvr")["config"]["steps"] == 3  # the rest is the row's
 
 
 def test_a_score_model_begins_with_the_weights_that_are_given(tmp_path, budget):

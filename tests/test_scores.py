@@ -20,7 +20,7 @@ from miudiff.evaluation.cells import (
 from miudiff.evaluation.fidelity import histogram_correlation, vif
 from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES, measure
 from miudiff.evaluation.scores import score_images, summarise
-from miudiff.evaluation.stain import at_side, iod_deviation
+from miudiff.evaluation.stain import at_side, dab_density
 from miudiff.evaluation.statistics import bootstrap, interval
 from miudiff.evaluation.structure import dice, gradient_correlation, ssim, ssim_hematoxylin
 from miudiff.images import resize
@@ -102,7 +102,14 @@ def test_an_image_beside_itself_has_the_identitys_values(trio):
         assert found[key] == pytest.approx(1), key
     for key in ("hist_rgb3d32", "hist_rgb256_tissue", "gradient_correlation_source", "iod_pearson"):
         assert found[key] == pytest.approx(1), key
-    for key in ("iod_sum_1e7", "iod_mape", "iod_sum_1e7_native_cells", "ki67_index_mae", "h_score_mae"):
+    for key in (
+        "iod_sum_1e7",
+        "iod_mape",
+        "iod_sum_1e7_native_cells",
+        "iod_sum_1e7_real_cells",
+        "ki67_index_mae",
+        "h_score_mae",
+    ):
         assert found[key] == 0, key
 
 
@@ -112,19 +119,27 @@ def test_an_image_beside_itself_has_the_identitys_values(trio):
 def test_the_iod_of_the_set_is_the_signed_sum_at_1024(tissue):
     generated, reals = tissue[:2], tissue[2:]
     found = score_images(generated, reals, nucleus=12).mean
-    for end, side, cells, diameter in [
-        ("", 1024, "none", 12),
-        ("_cells", 1024, "own", 12 * 8),
-        ("_real_cells", 1024, "reference", 12 * 8),
-        ("_native", None, "none", 12),
-        ("_native_cells", None, "own", 12),
-        ("_native_real_cells", None, "reference", 12),
-    ]:
-        expected = iod_deviation(generated, reals, side, cells, diameter)
-        assert found[f"iod_sum_1e7{end}"] == pytest.approx(expected.dev_sum_1e7), end
-        assert found[f"iod_per_image_mean{end}"] == pytest.approx(expected.dev_per_image_mean)
-        assert found[f"iod_mape{end}"] == pytest.approx(expected.mape)
-        assert found[f"iod_pearson{end}"] == pytest.approx(expected.pearson_r)
+
+    def in_cells(image, of, diameter):
+        return dab_density(image)[cell_mask(of, diameter)].sum()
+
+    for size, larger in (("", 8), ("_native", 1)):
+        pairs = [[at_side(p, 128 * larger) for p in pair] for pair in zip(generated, reals, strict=True)]
+        for place, table in (
+            ("", [[dab_density(image).sum() for image in pair] for pair in pairs]),
+            ("_cells", [[in_cells(image, image, 12 * larger) for image in pair] for pair in pairs]),
+            (
+                "_real_cells",
+                [[in_cells(image, real, 12 * larger) for image in (_, real)] for _, real in pairs],
+            ),
+        ):
+            fake, true = np.array(table).T
+            assert found[f"iod_sum_1e7{size}{place}"] == pytest.approx((fake - true).sum() / 1e7), (
+                size + place
+            )
+            assert found[f"iod_per_image_mean{size}{place}"] == pytest.approx((fake - true).mean())
+            assert found[f"iod_mape{size}{place}"] == pytest.approx(100 * (abs(fake - true) / true).mean())
+            assert found[f"iod_pearson{size}{place}"] == pytest.approx(np.corrcoef(fake, true)[0, 1])
     assert found["iod_sum_1e7"] / found["iod_sum_1e7_native"] == pytest.approx(64, rel=0.1)
 
 

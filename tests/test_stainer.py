@@ -365,7 +365,7 @@ DAMAGE = {
     "network gone": (lambda f: (f / "unet" / WEIGHTS).unlink(), f"unet/{WEIGHTS}: no such file"),
     "network of another size": (
         lambda f: change(f / "unet" / "config.json", block_out_channels=[16, 16]),
-        f"unet/{WEIGHTS}: does not fit config.json",
+        f"unet/{WEIGHTS}: does not fit its config.json",
     ),
     "estimator cut off": (lambda f: cut(f / "mi_estimator" / WEIGHTS), f"mi_estimator/{WEIGHTS}: damaged"),
     "estimator gone": (

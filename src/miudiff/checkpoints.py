@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from miudiff.errors import CheckpointError, DataError
 from miudiff.images import atomic, write_bytes
@@ -131,6 +131,36 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise CheckpointError(f"{path}: damaged weights ({str(error).splitlines()[0][:120]})") from error
     return {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
+
+
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: object, network: str, assign: bool = False
+) -> None:
+    """Put weights into a network: all that it has, and no others.
+
+    Args:
+        where: Their origin, named in the message as `network` is.
+        assign: The tensors themselves become the network's, whose own are on the meta device perhaps, in place of copies.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    own = module.state_dict()
+    wrong = [f"has no '{name}'" for name in own if name not in tensors]
+    wrong += [f"has '{name}', which the network has not" for name in tensors if name not in own]
+    wrong += [
+        f"'{name}' is {_shape(tensors[name])}, expected {_shape(value)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{where}: does not fit {network} ({wrong[0]}{more})")
+    module.load_state_dict(tensors, assign=assign)
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(str(length) for length in tensor.shape) or "one number"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from miudiff.evaluation.fidelity import histogram_correlation, psnr, vif
 from miudiff.evaluation.report import Figure, Table, write_report
 from miudiff.evaluation.stain import dab_density, integrated_optical_density
 from miudiff.images import Pixels, write_image
+from miudiff.methods.sdedit import StepReport
+from miudiff.progress import Progress
 from miudiff.stainer import VirtualStainer
 from miudiff.trajectory import Trajectory
 
@@ -28,7 +30,13 @@ def run_demo(out: Path, preset: str, seed: int, device: str, say: Callable[[str]
     steps, sde = len(reverse.sde), reverse.sde
     shown = [steps - 1, *(int((steps - 1) * f) for f in (0.75, 0.5, 0.25, 0.1)), 0]
     watch = Trajectory([int(sde.network_time(i)) for i in shown])
-    reverse.watch = _with_progress(watch, steps, say)
+    progress = Progress("steps", say)
+
+    def step(report: StepReport) -> None:
+        progress(len(watch.ratios), steps)
+        watch(report)
+
+    reverse.watch = step
     out.mkdir(parents=True, exist_ok=True)  # told before the work, if it cannot be
     say(f"{stainer.model.card.name}, marker {MARKER}, preset {preset}, {steps} steps, {stainer.placement}")
     fake = stainer.translate(he, seed=seed, name="demo")
@@ -67,19 +75,6 @@ def dab_picture(image: Pixels) -> Pixels:
     """DAB density as grey levels: white is none, black an optical density of 1.5."""
     level = np.clip(255 * (1 - dab_density(image) / 1.5), 0, 255).astype(np.uint8)
     return np.repeat(level[..., None], 3, axis=-1)
-
-
-def _with_progress(watch: Trajectory, steps: int, say: Callable[[str], None]) -> Callable[..., None]:
-    began = time.monotonic()
-
-    def step(report: object) -> None:
-        watch(report)  # type: ignore[arg-type]
-        done = len(watch.ratios)
-        if done % max(1, steps // 6) == 0:
-            rate = done / (time.monotonic() - began)
-            say(f"step {done}/{steps}  {rate:.1f} steps/s")
-
-    return step
 
 
 def _page(

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from miudiff.checkpoints import load_tensors
+from miudiff.checkpoints import fill, load_tensors
 from miudiff.config import Strict
 from miudiff.errors import CheckpointError
 
@@ -225,11 +225,7 @@ def load_cut(path: Path) -> Generator:
         name.split(".")[1] for name in tensors if re.fullmatch(r"model\.\d+\.conv_block\.1\.weight", name)
     }
     generator = Generator(GeneratorConfig(width=len(first), blocks=max(1, len(blocks))))
-    try:
-        generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: does not fit CUT's generator ({reason})") from error
+    fill(generator, tensors, path, "CUT's generator")
     return generator.eval()
 
 

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 EVERY = 10.0  # seconds between lines
+
+Item = TypeVar("Item")
 
 
 class Progress:
     """Called with how much of how much is done, as often as one likes; says so every ten seconds.
 
+    The first call begins the count: what was done by then says nothing of the rate.
+
     Args:
         unit: What is counted, as in "steps".
         say: Takes the line.
+        what: Begins the line in place of the unit, as in "measured".
     """
 
-    def __init__(self, unit: str, say: Callable[[str], None]) -> None:
-        self.unit, self.say = unit, say
-        self._began = self._told = time.monotonic()
+    def __init__(self, unit: str, say: Callable[[str], None], what: str | None = None) -> None:
+        self.unit, self.say, self.what = unit, say, what or unit
         self._first: int | None = None
+        self._began = self._told = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        if (
-            self._first is None
-        ):  # what was done by an earlier start of the work says nothing of this one's rate
-            self._first = done
-            return
         now = time.monotonic()
-        if now - self._told < EVERY or done <= self._first:
-            return
-        self._told = now
-        rate = (done - self._first) / (now - self._began)
-        self.say(
-            f"  {self.unit} {done}/{total}  {speed(rate, self.unit)}  {duration((total - done) / rate)} left"
-        )
+        if self._first is None:
+            self._first = done
+            self._began = self._told = now
+        elif now - self._told >= EVERY and self._first < done < total:
+            self._told = now
+            rate = (done - self._first) / (now - self._began)
+            left = duration((total - done) / rate)
+            self.say(f"  {self.what} {done}/{total}  {speed(rate, self.unit)}  {left} left")
+
+    def over(self, items: Iterable[Item], total: int) -> Iterator[Item]:
+        """The items, each counted when the next is asked for."""
+        self(0, total)
+        for done, item in enumerate(items, 1):
+            yield item
+            self(done, total)
 
 
 def speed(rate: float, unit: str) -> str:

@@ -20,6 +20,7 @@ from miudiff.images import SUFFIXES, Pixels, to_uint8, write_image
 from miudiff.methods.model import Model, load_model
 from miudiff.methods.sdedit import Reverse, ReverseConfig
 from miudiff.noise import NoiseKey, normal
+from miudiff.progress import Progress
 
 ACROSS = 8  # samples in a row of the picture
 
@@ -87,18 +88,12 @@ def write_samples(
     say(f"{model.card.name}, {count} samples of {size} x {size}, {steps} steps, seed {seed}, {placement}")
     images: list[Pixels] = []
     done, began = 0, time.monotonic()
-    told = began
+    progress = Progress("steps", say)
     for image in draw_samples(model, marker, count, size, steps, seed, placement):
-        if image is not None:
+        progress(done, count * steps)
+        if image is None:
+            done += 1
+        else:
             images.append(image)
-            continue
-        done += 1
-        now = time.monotonic()
-        if now - told > 10:
-            rate = done / (now - began)
-            say(
-                f"  sample {len(images) + 1}/{count}  {rate:.1f} steps/s  {(count * steps - done) / rate:.0f} s left"
-            )
-            told = now
     write_image(out, grid(images))
     say(f"{out}  ({time.monotonic() - began:.0f} s)")

@@ -21,6 +21,7 @@ from miudiff.checkpoints import append_json, read_json, write_json
 from miudiff.errors import CheckpointError, DataError, MiudiffError
 from miudiff.images import SUFFIXES, list_images, read_image, read_scale, same_scale, write_image
 from miudiff.methods.sdedit import StepReport
+from miudiff.progress import Progress, duration
 from miudiff.slides.reader import is_slide
 from miudiff.stainer import VirtualStainer
 
@@ -128,7 +129,7 @@ def translate_files(
             say(
                 f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
             )
-            steps = _Steps(stainer.steps(rows, columns), say)
+            steps = _Steps(stainer.steps(rows, columns), Progress("steps", say))
             if stainer.reverse is not None:
                 stainer.reverse.watch = steps
             ihc = stainer.translate(pixels, scale, seed, path.name)
@@ -142,8 +143,8 @@ def translate_files(
         write_image(result, ihc, scale)
         written.append(result)
         each = (time.monotonic() - began) / len(written)
-        left = each * (len(pairs) - number)
-        say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left / 60:.0f} min left")
+        left = duration(each * (len(pairs) - number))
+        say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left} left")
     return Outcome(tuple(written), tuple(skipped), tuple(failed))
 
 
@@ -157,24 +158,16 @@ def _check_writable(folder: Path) -> None:
 
 
 class _Steps:
-    """Says how far an image is, every ten seconds, and keeps each step's (t, shift / noise, loss): a reverse process' `watch`."""
+    """Tells how far an image is, and keeps each step's (t, shift / noise, loss): a reverse process' `watch`."""
 
-    def __init__(self, total: int, say: Callable[[str], None]) -> None:
-        self.total, self.say, self.done = total, say, 0
-        self.began = self.told = time.monotonic()
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.total, self.progress = total, progress
         self.log: list[tuple[int, float, float | None]] = []
 
     def __call__(self, report: StepReport) -> None:
-        self.done += 1
+        self.progress(len(self.log), self.total)
         ratio = 0.0 if report.ratio is None else float(report.ratio.mean())
         self.log.append((report.time, float(f"{ratio:.3g}"), report.loss))
-        now = time.monotonic()
-        if now - self.told > 10:
-            rate = self.done / (now - self.began)
-            self.say(
-                f"  step {self.done}/{self.total}  {rate:.1f} steps/s  {(self.total - self.done) / rate:.0f} s left"
-            )
-            self.told = now
 
 
 def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[float | None, str]:

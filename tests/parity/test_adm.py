@@ -340,7 +340,7 @@ def test_a_folder_whose_parts_do_not_belong_together_is_refused(tmp_path):
     model.unet.save_config(tmp_path / "unet")
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     save_weights(file, dict(list(model.unet.state_dict().items())[1:]))
-    with pytest.raises(CheckpointError, match=r"does not fit config\.json"):
+    with pytest.raises(CheckpointError, match=r"does not fit its config\.json"):
         load_unet(tmp_path / "unet")
     (tmp_path / "unet" / "config.json").write_text(
         '{"block_out_channels": [32], "down_block_types": ["None"]}'

@@ -26,8 +26,9 @@ def check(
     """
     from miudiff.data.check import check_dataset
     from miudiff.images import write_bytes
+    from miudiff.progress import Progress
 
-    report = check_dataset(root, layout, slide_pattern)
+    report = check_dataset(root, layout, slide_pattern, progress=Progress("files", say))
     for line in report.lines():
         say(line)
     if json is not None:

@@ -20,9 +20,11 @@ def reproduce(
     seeds: int | None = None,
     mpp: Words = (),
     model: Words = (),
+    marker: Words = (),
     init: Path | None = None,
-    split: Literal["auto", "official", "paper"] = "auto",
+    split: Literal["auto", "official", "paper", "all"] = "auto",
     split_seed: int = 0,
+    slide_pattern: str | None = None,
     only: Words = (),
     plan: bool = False,
     device: str = "auto",
@@ -39,9 +41,11 @@ def reproduce(
         seeds: In place of the budget's number.
         mpp: NAME=MICROMETRES per pixel of a dataset whose files do not state it.
         model: NAME=MODEL folder whose score model and MI estimator are used, in place of training them.
+        marker: NAME=MARKER that the model of --model stains a dataset for, where its folders name another or none.
         init: A model folder whose U-Net the score models begin with.
-        split: The dataset's official split, the paper's 80/10/10, or the official one where there is one.
+        split: The dataset's official split, the paper's 80/10/10, or the official one where there is one; or all: every pair is a test pair at the scale of --model, and nothing is trained.
         split_seed: Seed of the paper's split.
+        slide_pattern: A regular expression with a group (?P<slide>...) that finds the slide in a file name; the paper's split is then by slide.
         only: A row to make, by its name, as in --only CUT; may be given again. All by default.
         plan: Only say what would be trained and translated, how long it takes and how much disk.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -52,20 +56,22 @@ def reproduce(
 
     run_comparison(
         Options(
-            table,
-            data,
-            out,
-            budget,
-            preset,
-            seeds,
-            mpp,
-            model,
-            init,
-            split,
-            split_seed,
-            only,
-            device,
-            precision,
+            table=table,
+            data=data,
+            out=out,
+            budget=budget,
+            base=preset,
+            seeds=seeds,
+            mpp=mpp,
+            models=model,
+            markers=marker,
+            init=init,
+            split=split,
+            split_seed=split_seed,
+            slide_pattern=slide_pattern,
+            only=only,
+            device=device,
+            precision=precision,
         ),
         plan,
         say,

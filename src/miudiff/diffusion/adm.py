@@ -20,7 +20,7 @@ from diffusers import UNet2DModel
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from miudiff.checkpoints import load_tensors
+from miudiff.checkpoints import fill, load_tensors
 from miudiff.config import Strict, parse
 from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
 from miudiff.diffusion.sde import VPSDE
@@ -115,7 +115,7 @@ def to_unet(state: Any, config: AdmConfig, where: str) -> UNet2DModel:
     weights = renamed(
         state, adm_names(network, shapes), shapes, network, config.use_new_attention_order, where
     )
-    unet.load_state_dict(weights, assign=True)
+    fill(unet, weights, where, "the network", assign=True)
     return unet.to(memory_format=torch.channels_last)
 
 

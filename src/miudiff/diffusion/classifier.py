@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from miudiff.checkpoints import WEIGHTS, load_weights, read_json, save_weights, write_json
+from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
 from miudiff.config import Strict, parse
 from miudiff.diffusion.score import NetworkConfig, build_unet
 from miudiff.diffusion.sde import Times
@@ -143,18 +143,5 @@ def filled(config: ClassifierNetwork, weights: dict[str, Tensor], where: str) ->
     with torch.device("meta"):  # no time lost on initial weights
         classifier = NoisedClassifier(config)
     classifier.to_empty(device="cpu")
-    fill(classifier, weights, where)
+    fill(classifier, weights, where, "the network")
     return classifier.eval().requires_grad_(False)
-
-
-def fill(classifier: NoisedClassifier, weights: dict[str, Tensor], where: str) -> None:
-    """Copy `weights` into the classifier.
-
-    Raises:
-        CheckpointError: They do not fit; `where` names their origin.
-    """
-    try:
-        classifier.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{where}: does not fit the network ({reason})") from error

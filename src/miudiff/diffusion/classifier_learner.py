@@ -18,13 +18,12 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
-from miudiff.checkpoints import Part
+from miudiff.checkpoints import Part, fill
 from miudiff.config import Strict
 from miudiff.diffusion.adm_classifier import load_adm_classifier
 from miudiff.diffusion.classifier import (
     ClassifierNetwork,
     NoisedClassifier,
-    fill,
     load_classifier,
     save_classifier,
 )
@@ -114,4 +113,4 @@ def begin_with(classifier: NoisedClassifier, path: Path) -> None:
     weights = source.state_dict()
     if source.config.classes != config.classes:
         weights |= {f"pool.out.{name}": value for name, value in classifier.pool.out.state_dict().items()}
-    fill(classifier, weights, str(path))
+    fill(classifier, weights, path, "classifier.network")

@@ -19,13 +19,12 @@ from diffusers import UNet2DModel
 from pydantic import Field
 from torch import Tensor
 
-from miudiff.checkpoints import WEIGHTS, Part, save_weights, write_json
+from miudiff.checkpoints import WEIGHTS, Part, fill, save_weights, write_json
 from miudiff.config import Strict
 from miudiff.diffusion.adm import load_adm
 from miudiff.diffusion.sampling import denoised, log_variance, posterior
 from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet, load_unet
 from miudiff.diffusion.sde import VPSDE, at
-from miudiff.errors import CheckpointError
 from miudiff.training.average import Average
 from miudiff.training.learner import (
     OptimizerConfig,
@@ -110,11 +109,7 @@ def begin_with(unet: UNet2DModel, path: Path, network: NetworkConfig) -> None:
     # An ADM file does not say how its attention is cut into heads: the network's configuration does.
     heads = {"num_heads": network.heads} if network.heads else {"num_head_channels": network.head_channels}
     source = load_adm(path, heads).unet if path.suffix == ".pt" else load_unet(path)
-    try:
-        unet.load_state_dict(source.state_dict())
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: does not fit score.network ({reason})") from error
+    fill(unet, source.state_dict(), path, "score.network")
 
 
 def variational_bound(sde: VPSDE, y0: Tensor, y: Tensor, t: Tensor, eps: Tensor, fraction: Tensor) -> Tensor:

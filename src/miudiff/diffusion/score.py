@@ -19,7 +19,7 @@ from diffusers.models.embeddings import Timesteps
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from miudiff.checkpoints import WEIGHTS, load_weights, read_json
+from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json
 from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.sde import VPSDE, Times, at
 from miudiff.errors import CheckpointError
@@ -125,11 +125,7 @@ def load_unet(folder: Path) -> UNet2DModel:
             _extend(unet, heads, time_channels)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{config}: describes no UNet2DModel ({str(error).splitlines()[0]})") from error
-    try:
-        unet.load_state_dict(load_weights(weights), assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{weights}: does not fit {config.name} beside it ({reason})") from error
+    fill(unet, load_weights(weights), weights, "its config.json", assign=True)
     return unet.to(memory_format=torch.channels_last).eval()
 
 

@@ -7,7 +7,6 @@ is not accepted, because loading it runs the file's own code.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from miudiff.checkpoints import load_tensors, load_weights
 from miudiff.errors import CheckpointError
 from miudiff.evaluation import inception, vision_transformer
 from miudiff.images import read_image
+from miudiff.progress import Progress
 from miudiff.stains import Floats
 
 EXPECTED = (
@@ -40,16 +40,12 @@ class Encoder:
     def features(self, files: Sequence[Path], say: Callable[[str], None]) -> Floats:
         """Features [N, D] of image files, in their order."""
         found: list[Tensor] = []
-        began = told = time.monotonic()
+        progress = Progress("images", say, "features")
         with torch.inference_mode():
             # One by one: files may differ in size, and each is brought to the network's.
-            for file in files:
+            for file in progress.over(files, len(files)):
                 image = torch.tensor(read_image(file)).permute(2, 0, 1)[None]
                 found.append(self.network(image.to(self.device).float() / 255).cpu())
-                if (now := time.monotonic()) - told > 10:
-                    rate = len(found) / (now - began)
-                    say(f"features: {len(found)}/{len(files)}  {(len(files) - len(found)) / rate:.0f} s left")
-                    told = now
         return np.asarray(torch.cat(found).double().numpy())
 
 

@@ -12,8 +12,7 @@ import multiprocessing
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from miudiff.evaluation.panel import measure
 from miudiff.evaluation.scores import Scores, summarise
 from miudiff.evaluation.statistics import Interval
 from miudiff.images import read_image
+from miudiff.progress import Progress
 from miudiff.stains import Floats
 
 In = TypeVar("In")
@@ -119,7 +119,8 @@ def evaluate_folders(
     encoder, given = _features(settings)
     folders = match(generated, reference, source)
     with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock, and starts at once
-        found = list(_told(pool.map(inspect, folders.cases), len(folders.cases), say, "looked at"))
+        looked = Progress("images", say, "looked at")
+        found = list(looked.over(pool.map(inspect, folders.cases), len(folders.cases)))
     problems = folders.problems + tuple(problem for each in found for problem in each)
     cases = tuple(case for case, wrong in zip(folders.cases, found, strict=True) if not wrong)
     if not cases or (problems and not settings.skip_bad):
@@ -173,29 +174,19 @@ def cores() -> int:
 def _each(
     task: Callable[[In], Out], items: Sequence[In], workers: int, say: Callable[[str], None]
 ) -> list[Out]:
-    """`task` of each item, in order; says how far it is every ten seconds."""
-    workers = min(workers, len(items))
+    """`task` of each item, in order."""
+    workers, progress = min(workers, len(items)), Progress("images", say, "measured")
     if workers <= 1:
-        return list(_told(map(task, items), len(items), say, "measured"))
+        return list(progress.over(map(task, items), len(items)))
     # Spawned and not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(_told(pool.map(task, items), len(items), say, "measured"))
+            return list(progress.over(pool.map(task, items), len(items)))
     except BrokenProcessPool as error:
         raise DataError(
             "a process that measures ended, perhaps for want of memory; try --workers 1"
         ) from error
-
-
-def _told(results: Iterable[Out], total: int, say: Callable[[str], None], what: str) -> Iterator[Out]:
-    began = told = time.monotonic()
-    for done, result in enumerate(results, 1):
-        yield result
-        if (now := time.monotonic()) - told > 10 and done < total:
-            rate = done / (now - began)
-            say(f"{what} {done}/{total}  {rate:.2f} images/s  {(total - done) / rate:.0f} s left")
-            told = now
 
 
 def _slides(cases: Sequence[Case], pattern: str | None) -> list[str] | None:

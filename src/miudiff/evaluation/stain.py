@@ -10,8 +10,8 @@ The recipe is that of Fiji's menus, step by step, since published numbers come f
 
 The IOD deviation is the signed sum over a test set of IOD(virtual) − IOD(real); papers give it in units of
 10⁷. A sum grows with the pixels, so images of any size are brought to 1024 pixels on their longer side, the
-size that published numbers are of, **by resampling** before measuring; `side=None` measures at the native
-size instead, where a tile of 256 gives about a sixteenth.
+size that published numbers are of, **by resampling** before measuring (`at_side`); at its own size a tile of
+256 gives about a sixteenth. `panel` measures both.
 
 DAB does not follow Beer-Lambert: an IOD compares sections stained and scanned alike, and is no amount of
 antigen.
@@ -19,25 +19,19 @@ antigen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import zip_longest
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
-from miudiff.errors import DataError
-from miudiff.evaluation.cells import CELL, Mask, cell_mask
 from miudiff.evaluation.statistics import pearson
 from miudiff.images import Pixels, resize
 from miudiff.stains import Floats, combine_stains, rgb_from_hdab
-
-Cells = Literal["own", "reference", "none"]
 
 SIDE = 1024  # the tile that published sums are of
 
 
 class IodDeviation(NamedTuple):
-    """What a set of virtual stains has of DAB beside the real ones; see `iod_deviation`."""
+    """What a set of virtual stains has of DAB beside the real ones; see `summarise_iod`."""
 
     dev_sum: float
     dev_sum_1e7: float
@@ -57,18 +51,9 @@ def dab_image(image: Pixels) -> Pixels:
     return combine_stains(dab_density(image)[..., None], rgb_from_hdab[1:2])
 
 
-def integrated_optical_density(image: Pixels, mask: Mask | None = None) -> float:
-    """Sum of `dab_density` over uint8 [H, W, 3] or the pixels of `mask` [H, W]; density times pixels.
-
-    Raises:
-        DataError: The mask is of another size than the image.
-    """
-    density = dab_density(image)
-    if mask is None:
-        return float(density.sum())
-    if mask.shape != density.shape:
-        raise DataError(f"mask of shape {mask.shape}, image of {density.shape}; bring them to one size")
-    return float(density[mask].sum())
+def integrated_optical_density(image: Pixels) -> float:
+    """Sum of `dab_density` over uint8 [H, W, 3]: density times pixels."""
+    return float(dab_density(image).sum())
 
 
 def _dab_picture(image: Pixels) -> Pixels:
@@ -105,66 +90,8 @@ def at_side(image: Pixels, side: int = SIDE) -> Pixels:
     return resize(image, max(round(height * scale), 1), max(round(width * scale), 1))
 
 
-def iod_table(
-    fakes: Iterable[Pixels],
-    reals: Iterable[Pixels],
-    side: int | None = SIDE,
-    cells: Cells = "own",
-    diameter: float = CELL,
-) -> Floats:
-    """IOD of each virtual stain and of its real partner, [images, 2].
-
-    Images are taken one by one, so both may be generators.
-
-    Args:
-        side: Bring every image's longer side to `side` first, see `at_side`; None leaves it.
-        cells: Where to sum. "own": in each image's own `cell_mask`, so that cells that a model misses are
-            missed in its sum; "reference": in the real image's mask for both; "none": everywhere, as a plain
-            ImageJ macro does.
-        diameter: Pixels across a nucleus at the size measured.
-
-    Raises:
-        DataError: Not as many virtual as real images, none at all, or a pair of two sizes with `side=None`.
-    """
-    if cells not in get_args(Cells):
-        raise ValueError(f"cells {cells!r}, expected one of {', '.join(get_args(Cells))}")
-    rows: list[tuple[float, float]] = []
-    for fake, real in zip_longest(fakes, reals):
-        if fake is None or real is None:
-            short = "virtual" if fake is None else "real"
-            raise DataError(f"{short} images end after {len(rows)}, expected as many of both")
-        if side is not None:
-            fake, real = at_side(fake, side), at_side(real, side)
-        elif fake.shape != real.shape:
-            sizes = " and ".join(f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (fake, real))
-            raise DataError(f"pair {len(rows) + 1}: {sizes} pixels share no native IOD; give a side, as 1024")
-        rows.append(_pair_iod(fake, real, cells, diameter))
-    if not rows:
-        raise DataError("no images to measure the IOD of, expected at least one pair")
-    return np.array(rows)
-
-
-def _pair_iod(fake: Pixels, real: Pixels, cells: Cells, diameter: float) -> tuple[float, float]:
-    if cells == "none":
-        return integrated_optical_density(fake), integrated_optical_density(real)
-    of_real = cell_mask(real, diameter)
-    of_fake = of_real if cells == "reference" else cell_mask(fake, diameter)
-    return integrated_optical_density(fake, of_fake), integrated_optical_density(real, of_real)
-
-
-def iod_deviation(
-    fakes: Iterable[Pixels],
-    reals: Iterable[Pixels],
-    side: int | None = SIDE,
-    cells: Cells = "own",
-    diameter: float = CELL,
-) -> IodDeviation:
-    """How much more (negative: less) DAB virtual stains have than real: `summarise_iod` of `iod_table`."""
-    return summarise_iod(iod_table(fakes, reals, side, cells, diameter))
-
-
 def summarise_iod(table: Floats) -> IodDeviation:
-    """What an `iod_table` [images, 2] says.
+    """What the IODs of each virtual stain and of its real partner, [images, 2], say.
 
     `dev_sum` is Σ(virtual − real), signed, over the set; `dev_sum_1e7` the same in units of 10⁷;
     `dev_per_image_mean` the sum over the images. `mape` is the mean of |virtual − real| / real in per cent

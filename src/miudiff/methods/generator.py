@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miudiff.checkpoints import WEIGHTS, load_weights, read_json, save_weights, write_json
+from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
 from miudiff.device import Placement
 from miudiff.errors import CheckpointError
 from miudiff.gan import Generator, GeneratorConfig
@@ -107,11 +107,7 @@ def load_generator_model(name: str | Path, placement: Placement | None = None) -
     card = parse_part(Card, about, index)
     config = parse_part(GeneratorConfig, read_json(part / "config.json"), part / "config.json")
     generator = Generator(config)
-    try:
-        generator.load_state_dict(load_weights(part / WEIGHTS))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{part / WEIGHTS}: does not fit its config.json ({reason})") from error
+    fill(generator, load_weights(part / WEIGHTS), part / WEIGHTS, "its config.json")
     device = placement.device if placement else torch.device("cpu")
     generator = generator.eval().requires_grad_(False).to(device)
     return GeneratorModel(generator, card, method, fingerprint(folder))

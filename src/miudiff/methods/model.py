@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from pydantic import Field
 
-from miudiff.checkpoints import WEIGHTS, load_weights, read_json, save_weights, write_json
+from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
 from miudiff.config import Strict, parse
 from miudiff.data.twin import twin_region
 from miudiff.device import Placement
@@ -186,7 +186,7 @@ def _read_schedule(path: Path) -> VPSDE:
 def _load_estimator(folder: Path, sde: VPSDE | None = None) -> Estimator:
     settings = read_json(folder / "config.json")
     estimator = Estimator(parse_part(EstimatorConfig, settings, folder / "config.json"), sde)
-    _fill(estimator, folder / WEIGHTS)
+    fill(estimator, load_weights(folder / WEIGHTS), folder / WEIGHTS, "its config.json")
     return estimator
 
 
@@ -196,15 +196,6 @@ def _check_markers(score: ScoreModel, card: Card, where: Path) -> None:
         raise CheckpointError(
             f"{where}: {len(card.markers)} markers ({', '.join(card.markers)}), but the network has {classes}"
         )
-
-
-def _fill(module: torch.nn.Module, path: Path) -> None:
-    try:
-        module.load_state_dict(load_weights(path))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: does not fit its config.json ({str(error).splitlines()[-1].strip()[:160]})"
-        ) from error
 
 
 def save_model(

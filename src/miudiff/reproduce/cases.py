@@ -3,7 +3,7 @@
     OUT/NAME/images/{train,test}/{HE,IHC}/name.png        OUT/NAME/case.json: where they come from and how they were divided
 
 Images are shrunk as a whole to the budget's side, as the paper shrinks 1024 x 1024 to 256 x 256; all systems train on these files and
-are measured on these files (`prepare` makes them). Training never sees which H&E image belongs to which IHC image, except ASP's,
+are measured on these files (`prepare` makes them, `whole` where nothing trains). Training never sees which H&E image belongs to which IHC image, except ASP's,
 which needs to. `case.json` appears last: without it the images are not whole, and are made anew.
 """
 
@@ -20,6 +20,7 @@ from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image
 from miudiff.reproduce.prepare import STAINS, Settings, prepare_root, prepare_twin
 from miudiff.reproduce.sources import TWIN, Source
+from miudiff.reproduce.whole import prepare_whole
 
 BEGUN = "preparing.json"  # there while images are made: what lies beside it is ours to remove
 
@@ -33,7 +34,7 @@ class Case:
         mpp: Micrometres per pixel of the prepared images, None where nothing states it.
         paired: Whether some training H&E image has its IHC image; ASP is trained on those alone.
         notes: How it was divided and what a reader of the scores must know, a sentence each.
-        train: How many (H&E, IHC) images there are to train on.
+        train: How many (H&E, IHC) images there are to train on; none where every pair is a test pair.
         test: The names of the test pairs.
     """
 
@@ -45,6 +46,17 @@ class Case:
     notes: tuple[str, ...]
     train: tuple[int, int]
     test: tuple[str, ...]
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train on."""
+        return any(self.train)
+
+    @property
+    def counts(self) -> str:
+        """How many images there are, in words."""
+        train = f"{self.train[0]} H&E and {self.train[1]} IHC images" if self.trains else "nothing"
+        return f"{train} to train on, {len(self.test)} pairs to test on"
 
     @property
     def images(self) -> Path:
@@ -89,13 +101,14 @@ def prepare(source: Source, out: Path, settings: Settings, say: Callable[[str], 
     _clear(folder)
     write_json(folder / BEGUN, asked)
     images = folder / "images"
-    found = prepare_twin(images) if source.root is None else prepare_root(source, images, settings)
+    if source.root is None:
+        found = prepare_twin(images)
+    else:
+        found = (prepare_whole if settings.split == "all" else prepare_root)(source, images, settings)
     write_json(record, {"settings": asked, **found})
     (folder / BEGUN).unlink()
     case = _case(source.name, folder, read_json(record))
-    say(
-        f"{source.name}: {case.train[0]} H&E and {case.train[1]} IHC images to train on, {len(case.test)} pairs to test on"
-    )
+    say(f"{case.name}: {case.counts}")
     return case
 
 

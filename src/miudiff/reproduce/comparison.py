@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from miudiff.device import Placement, Precision, place
 from miudiff.errors import ConfigError
-from miudiff.images import read_image, same_scale
+from miudiff.images import read_image
 from miudiff.methods.generator import load_generator_model
 from miudiff.methods.model import Model
-from miudiff.methods.systems import build
-from miudiff.reproduce.budget import Budget, Task, load_budget
-from miudiff.reproduce.cases import Case, prepare
+from miudiff.reproduce.budget import Budget, load_budget
+from miudiff.reproduce.cases import prepare
+from miudiff.reproduce.jobs import Job, Means, job_of
 from miudiff.reproduce.plan import estimate
 from miudiff.reproduce.prepare import Settings, SplitName
-from miudiff.reproduce.rows import Row, chosen, rows_of
+from miudiff.reproduce.rows import chosen, rows_of
 from miudiff.reproduce.scoring import score_once
 from miudiff.reproduce.sources import Source, parse_sources
 from miudiff.reproduce.tables import SHOWN, Finished, Result, write_figure, write_table
 from miudiff.reproduce.training import (
-    GENERATORS,
-    check_run,
     diffusion_model,
     given_model,
     marker_of,
-    run_config,
     run_folder,
     trained,
 )
 from miudiff.reproduce.translating import translated
-from miudiff.runs import RunConfig, run
+from miudiff.runs import run
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,14 @@ class Options:
     """What the command was asked for.
 
     Attributes:
-        data: `twin` and NAME=ROOT words; `mpp`, NAME=UM_PER_PIXEL words; `models`, NAME=MODEL words.
+        data: `twin` and NAME=ROOT words; `mpp`, NAME=UM_PER_PIXEL words; `models`, NAME=MODEL words;
+            `markers`, NAME=MARKER words.
         base: The preset that the ablations change.
         seeds: In place of the budget's.
         only: The rows to make, by name; none means all.
         init: A model folder whose U-Net the score models begin with.
+        split: "all" makes every pair a test pair and trains nothing.
+        slide_pattern: A regular expression that finds the slide in a file name.
     """
 
     table: str
@@ -54,28 +54,14 @@ class Options:
     seeds: int | None = None
     mpp: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
     init: Path | None = None
     split: SplitName = "auto"
     split_seed: int = 0
+    slide_pattern: str | None = None
     only: tuple[str, ...] = ()
     device: str = "auto"
     precision: Precision = "auto"
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a case is to be put through.
-
-    Attributes:
-        given: The model that its diffusion systems use; None where theirs is trained.
-        runs: To be trained, or found trained, in this order.
-    """
-
-    case: Case
-    rows: Sequence[Row]
-    given: Model | None
-    runs: Sequence[RunConfig]
-    notes: tuple[str, ...]
 
 
 def reproduce(options: Options, plan: bool, say: Callable[[str], None]) -> Path | None:
@@ -84,7 +70,9 @@ def reproduce(options: Options, plan: bool, say: Callable[[str], None]) -> Path 
     Raises:
         ConfigError, DataError, CheckpointError, DeviceError, NonFiniteError: As their messages say; what was done stays done.
     """
-    sources = parse_sources(options.data, options.mpp, options.models)
+    sources = parse_sources(options.data, options.mpp, options.models, options.markers)
+    if options.split == "all":
+        _check_untrained(sources, options)
     budget = load_budget(options.budget)
     if options.seeds is not None:
         if options.seeds < 1:
@@ -96,18 +84,24 @@ def reproduce(options: Options, plan: bool, say: Callable[[str], None]) -> Path 
         raise ConfigError(
             f"--init {options.init}: no score model is trained here, each dataset has one; leave it out"
         )
-    settings = Settings(budget.side, budget.images, options.split, options.split_seed)
-    cases = [prepare(source, options.out, settings, say) for source in sources]
-    # Whatever can be refused is refused here, before hours of training.
+    settings = Settings(budget.side, budget.images, options.split, options.split_seed, options.slide_pattern)
+    given = [given_model(source, placement) for source in sources]
+    cases = [
+        prepare(source, options.out, _at_scale(settings, model), say)
+        for source, model in zip(sources, given, strict=True)
+    ]
+    means = Means(budget, placement, options.device, options.precision, options.init)
     jobs = [
-        _job(case, source, rows, budget, options, placement, say)
-        for case, source in zip(cases, sources, strict=True)
+        job_of(case, source, model, rows, means)
+        for case, source, model in zip(cases, sources, given, strict=True)
     ]
     if plan:
-        given = {job.case.name: job.given for job in jobs}
-        for line in estimate(cases, rows, {j.case.name: j.runs for j in jobs}, given, budget, placement):
+        for line in estimate(jobs, budget, placement):
             say(line)
         return None
+    for job in jobs:
+        for row, why in job.left_out.items():
+            say(f"{job.case.name}: no row {row}: {why}")
     finished: list[Finished] = []
     for job in jobs:
         for config in job.runs:
@@ -127,69 +121,32 @@ def reproduce(options: Options, plan: bool, say: Callable[[str], None]) -> Path 
     return path
 
 
-def _job(
-    case: Case,
-    source: Source,
-    rows: Sequence[Row],
-    budget: Budget,
-    options: Options,
-    placement: Placement,
-    say: Callable[[str], None],
-) -> _Job:
-    """What a case needs, made sure of.
+def _check_untrained(sources: Sequence[Source], options: Options) -> None:
+    """Refuse what means nothing where nothing is trained.
 
     Raises:
-        ConfigError, CheckpointError: A model, a budget, or a run in the folder that does not fit.
+        ConfigError: A dataset without a model, the twin set, or an option of a split.
     """
-    possible = [row for row in rows if case.paired or row.method != "asp"]
-    for row in rows:
-        if row not in possible:
-            say(f"{case.name}: no row {row.name}, which trains on pairs: no training image has its partner")
-    if not possible:
-        raise ConfigError(f"{case.name}: no row is left of {', '.join(row.name for row in rows)}")
-    given = given_model(case, source.model, placement) if source.model is not None else None
-    if given is not None:
-        for row in possible:
-            if row.config is not None and row.method != "egsde":  # whose classifier is yet to be trained
-                build(row.config, given, marker_of(case, given), placement)
-    runs = _training(case, possible, given is not None, budget, options)
-    for config in runs:
-        check_run(config)
-    diffusion = any(row.config is not None for row in possible)
-    notes = _notes(case, source, given, options) if diffusion else ()
-    return _Job(case, possible, given, runs, notes)
+    for source in sources:
+        if source.root is None:
+            raise ConfigError(
+                "--split all: the model that ships was trained on one half of the twin set; leave out --data twin, or --split all"
+            )
+        if source.model is None:
+            raise ConfigError(
+                f"--split all: trains nothing, and {source.name} has no model; give --model {source.name}=FOLDER"
+            )
+    if options.slide_pattern is not None:
+        raise ConfigError("--slide-pattern: divides by slide, but --split all divides nothing; leave it out")
 
 
-def _notes(case: Case, source: Source, given: Model | None, options: Options) -> tuple[str, ...]:
-    """Where the diffusion systems' weights come from, if not from this budget's training alone."""
-    if given is None:
-        return (f"The score model began with the weights of {options.init}",) if options.init else ()
-    told = [f"The diffusion systems use the model {source.model} as it is, which this budget did not train"]
-    if given.card.mpp and case.mpp and not same_scale(case.mpp, given.card.mpp):
-        told.append(f"It was trained at {given.card.mpp:.3g} um/px, these images have {case.mpp:.3g}")
-    if given.card.mpp and case.mpp is None:
-        told.append(
-            f"It was trained at {given.card.mpp:.3g} um/px; whether these images have that is unknown"
-        )
-    return tuple(told)
-
-
-def _training(
-    case: Case, rows: Sequence[Row], given: bool, budget: Budget, options: Options
-) -> list[RunConfig]:
-    """The runs that a case's rows need, in the order of training; what a given model has is not trained again."""
-    tasks: list[Task] = []
-    for row in rows:
-        tasks += [t for t in row.needs if t not in tasks and not (given and t in ("score", "mi"))]
-    return [
-        run_config(case, task, budget, seed, options.device, options.precision, options.init)
-        for task in tasks
-        for seed in (range(budget.seeds) if task in GENERATORS else (0,))
-    ]
+def _at_scale(settings: Settings, model: Model | None) -> Settings:
+    """With the model's scale, where every image is resampled to it."""
+    return replace(settings, scale=model.card.mpp) if model and settings.split == "all" else settings
 
 
 def _results(
-    job: _Job, budget: Budget, placement: Placement, say: Callable[[str], None]
+    job: Job, budget: Budget, placement: Placement, say: Callable[[str], None]
 ) -> Mapping[str, Result]:
     case, results = job.case, {}
     needs = {task for row in job.rows for task in row.needs}
@@ -208,7 +165,7 @@ def _results(
                 shared = shared or diffusion_model(
                     case, "mi" in needs, "classifier" in needs, job.given, placement
                 )
-                marker = marker_of(case, shared)
+                marker = job.marker if job.given else marker_of(case, shared)
                 made.append(translated(case, row, shared, marker, seed, placement, say))
         scores = tuple(score_once(each, case) for each in made)
         results[row.name] = Result(tuple(read_image(file) for file in made[0].files[:SHOWN]), scores)

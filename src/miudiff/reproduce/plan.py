@@ -26,8 +26,9 @@ from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import Card, Model
 from miudiff.methods.systems import SYSTEMS, build, changed, steps_of
 from miudiff.noise import NoiseKey
+from miudiff.progress import duration
 from miudiff.reproduce.budget import Budget, Task
-from miudiff.reproduce.cases import Case
+from miudiff.reproduce.jobs import Job
 from miudiff.reproduce.rows import Row
 from miudiff.reproduce.training import trained
 from miudiff.reproduce.translating import results_folder
@@ -37,31 +38,19 @@ Module = TypeVar("Module", bound=nn.Module)
 PIXEL_BYTES = 2.0  # of a stored PNG pixel: histology compresses by a third
 
 
-def estimate(
-    cases: Sequence[Case],
-    rows: Sequence[Row],
-    todo: Mapping[str, Sequence[RunConfig]],
-    given: Mapping[str, Model | None],
-    budget: Budget,
-    placement: Placement,
-) -> list[str]:
-    """Lines to print: each run and row, its state, hours and disk, and the totals.
-
-    Args:
-        todo: The runs of each case, `given` the model of each case whose diffusion systems are not trained.
-    """
+def estimate(jobs: Sequence[Job], budget: Budget, placement: Placement) -> list[str]:
+    """Lines to print: each run and row, its state, hours and disk, and the totals."""
     lines = [
         f"budget {budget.description}",
         f"on {placement}; times from one step of each kind, measured now",
     ]
     total_time = total_disk = 0.0
-    for case in cases:
-        lines.append(
-            f"{case.name}: {case.train[0]} H&E and {case.train[1]} IHC to train on, {len(case.test)} pairs to test on"
-        )
-        lines += [f"  {note}" for note in case.notes]
+    for job in jobs:
+        case = job.case
+        lines.append(f"{case.name}: {case.counts}")
+        lines += [f"  {note}" for note in (*case.notes, *job.notes)]
         costs: dict[str, tuple[float, float]] = {}
-        for config in todo[case.name]:
+        for config in job.runs:
             if trained(config):
                 lines.append(f"  train {config.task:<12} done         {config.out}")
                 continue
@@ -71,14 +60,13 @@ def estimate(
             left = config.steps - max((step for step, _ in find_states(config.out)), default=0)
             total_time, total_disk = total_time + left * each, total_disk + disk
             lines.append(
-                f"  train {config.task:<12} {left:>8} steps of {config.batch_size:<3} {_told(left * each):>8}  {_size(disk):>8}  {config.out}"
+                f"  train {config.task:<12} {left:>8} steps of {config.batch_size:<3} {duration(left * each):>8}  {_size(disk):>8}  {config.out}"
             )
-        models = _models(budget, given.get(case.name), placement)
+        models = _models(budget, job.given, placement)
         shape = case.read("HE", 1)[0].shape
-        for row in rows:
-            if row.method == "asp" and not case.paired:
-                lines.append(f"  {row.name:<18} left out: no training image has its partner")
-                continue
+        for name, why in job.left_out.items():
+            lines.append(f"  {name:<18} left out: {why}")
+        for row in job.rows:
             folders = [results_folder(case, row, seed) for seed in range(budget.seeds)]
             left = sum(not (folder / f"{name}.png").exists() for folder in folders for name in case.test)
             each = (
@@ -86,9 +74,9 @@ def estimate(
             )
             disk = left * shape[0] * shape[1] * PIXEL_BYTES
             total_time, total_disk = total_time + left * each, total_disk + disk
-            state = f"{left:>5} images   {_told(left * each):>8}  {_size(disk):>8}" if left else "done"
+            state = f"{left:>5} images   {duration(left * each):>8}  {_size(disk):>8}" if left else "done"
             lines.append(f"  {row.name:<18} {state}")
-    return [*lines, f"in all about {_told(total_time)} and {_size(total_disk)} of disk"]
+    return [*lines, f"in all about {duration(total_time)} and {_size(total_disk)} of disk"]
 
 
 def _fresh(module: Module) -> Module:
@@ -173,12 +161,6 @@ def _timed(call: Callable[[], object], placement: Placement) -> float:
     if placement.device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic() - began
-
-
-def _told(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(size: float) -> str:

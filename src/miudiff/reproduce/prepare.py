@@ -8,24 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from miudiff.data.layouts import Dataset, Field, Layout, Pair, open_dataset
+from miudiff.data.layouts import Dataset, Field, Pair, open_dataset
 from miudiff.data.splits import Split, leaks, official_split, paper_split
 from miudiff.data.twin import MARKER, at_scale, twin_region
 from miudiff.errors import DataError
-from miudiff.images import Pixels, read_image, read_scale, resize, same_scale, write_image
+from miudiff.images import write_image
+from miudiff.reproduce.scale import CaseScale
 from miudiff.reproduce.sources import TWIN_MPP, Source
 
 TWIN_TILE = 128
-LEAST = 64  # two patches of the MI estimator, and VIF's windows
-MULTIPLE = (
-    32  # the paper's network halves an image five times, and ILVR and EGSDE compare what is 32 times coarser
-)
-SplitName = Literal["auto", "official", "paper"]
+SplitName = Literal["auto", "official", "paper", "all"]
 STAINS: tuple[Literal["HE"], Literal["IHC"]] = ("HE", "IHC")
-
-# What the publications of these sets state for their 1024 x 1024 patches; for other sizes it would be a guess.
-PUBLISHED_MPP: dict[Layout, float] = {"mist": 0.4661, "bci": 0.46}
-PUBLISHED_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -34,14 +27,19 @@ class Settings:
 
     Attributes:
         side: The longer side of a prepared image in pixels.
-        most: Test images at most, the first by name; None takes all.
+        most: Test images at most; None takes all.
+        split: "all" tests on every pair and trains on none (`whole`).
         split_seed: Of the paper's split.
+        slide_pattern: Finds the slide in a file name, as `open_dataset` has it.
+        scale: Of "all": the micrometres per pixel that images of a known scale are resampled to.
     """
 
     side: int
     most: int | None = None
     split: SplitName = "auto"
     split_seed: int = 0
+    slide_pattern: str | None = None
+    scale: float | None = None
 
 
 def prepare_twin(images: Path) -> dict[str, Any]:
@@ -68,33 +66,42 @@ def prepare_twin(images: Path) -> dict[str, Any]:
     }
 
 
+def open_source(source: Source, settings: Settings) -> tuple[Dataset, Path]:
+    """A dataset of the user's, made sure that it has one marker, and its root.
+
+    Raises:
+        DataError: No dataset there, or one of several markers.
+    """
+    if source.root is None:
+        raise ValueError("the twin set has no root")
+    dataset = open_dataset(source.root, slide_pattern=settings.slide_pattern)
+    if len(dataset.markers) > 1:
+        raise DataError(
+            f"{source.root}: holds {', '.join(dataset.markers)}; one case has one marker, give --data {source.name}={source.root}/... of one"
+        )
+    return dataset, source.root
+
+
 def prepare_root(source: Source, images: Path, settings: Settings) -> dict[str, Any]:
     """A dataset of the user's, into `images`/{train,test}/{HE,IHC}. Returns what `case.json` says of it.
 
     Raises:
         DataError: Several markers, no pairs to test on, no images to train on, an unreadable image, or several scales.
     """
-    assert source.root is not None
-    dataset = open_dataset(source.root)
-    if len(dataset.markers) > 1:
-        raise DataError(
-            f"{source.root}: holds {', '.join(dataset.markers)}; one case has one marker, give --data {source.name}={source.root}/... of one"
-        )
+    dataset, root = open_source(source, settings)
     divided = _divide(dataset, settings.split, settings.split_seed)
     test_part = "test" if divided.fields("test") else "val"  # MIST's official test part is named val
     pairs = divided.dataset.pairs(test_part)[: settings.most]
     training = {stain: divided.fields("train", stain) for stain in STAINS}
     for kind, fields in training.items():
         if not fields:
-            raise DataError(f"{source.root}: no {kind} images in its training part; see `miudiff data check`")
+            raise DataError(f"{root}: no {kind} images in its training part; see `miudiff data check`")
     if not pairs:
-        raise DataError(
-            f"{source.root}: no H&E/IHC pairs in its test part to measure on; see `miudiff data check`"
-        )
-    scale = _Scale(source, dataset.layout)
+        raise DataError(f"{root}: no H&E/IHC pairs in its test part to measure on; see `miudiff data check`")
+    scale = CaseScale(source, dataset.layout, settings.side)
     paired = divided.dataset.pairs("train")
-    _write_training(images / "train", training, paired, source.root, scale, settings.side)
-    names = _write_test(images / "test", pairs, source.root, scale, settings.side)
+    _write_training(images / "train", training, paired, root, scale)
+    names = _write_test(images / "test", pairs, root, scale)
     part = f"{divided.name} split, test part '{test_part}'"
     if divided.seed is not None:
         part += f", seed {divided.seed}, divided by {divided.by}"
@@ -104,7 +111,7 @@ def prepare_root(source: Source, images: Path, settings: Settings) -> dict[str, 
         "paired": bool(paired),
         "notes": [
             part,
-            *scale.notes(settings.side),
+            *scale.notes(),
             *divided.warnings,
             *_shared(divided, test_part),
             *_alone(len(paired), max(len(training["HE"]), len(training["IHC"]))),
@@ -127,23 +134,22 @@ def _write_training(
     training: dict[Literal["HE", "IHC"], list[Field]],
     paired: Sequence[Pair],
     root: Path,
-    scale: _Scale,
-    side: int,
+    scale: CaseScale,
 ) -> None:
     # Partners get one name; ASP finds them by it, and no other system looks at names.
     partner = {pair.ihc.path: pair.he.path for pair in paired}
     alone = [f for f in training["IHC"] if f.path not in partner]
-    names = _names([*training["HE"], *alone], root)
+    names = unique_names([*training["HE"], *alone], root)
     for stain, fields in training.items():
         for field in fields:
             name = names[partner.get(field.path, field.path)]
-            write_image(folder / stain / f"{name}.png", scale.shrink(field.path, side))
+            write_image(folder / stain / f"{name}.png", scale.cut(field.path))
 
 
-def _write_test(folder: Path, pairs: Sequence[Pair], root: Path, scale: _Scale, side: int) -> list[str]:
-    names = _names([p.he for p in pairs], root)
+def _write_test(folder: Path, pairs: Sequence[Pair], root: Path, scale: CaseScale) -> list[str]:
+    names = unique_names([p.he for p in pairs], root)
     for pair in pairs:
-        he, ihc = (scale.shrink(field.path, side) for field in (pair.he, pair.ihc))
+        he, ihc = (scale.cut(field.path) for field in (pair.he, pair.ihc))
         if he.shape != ihc.shape:
             raise DataError(
                 f"{pair.ihc.path}: {ihc.shape[1]} x {ihc.shape[0]} once shrunk, but {pair.he.path} is {he.shape[1]} x {he.shape[0]}; a test pair has one size"
@@ -153,7 +159,7 @@ def _write_test(folder: Path, pairs: Sequence[Pair], root: Path, scale: _Scale, 
     return sorted(names.values())
 
 
-def _names(fields: Sequence[Field], root: Path) -> dict[Path, str]:
+def unique_names(fields: Sequence[Field], root: Path) -> dict[Path, str]:
     """A name for each file, no two alike: its own where no other has it, else with its folders, at worst with a number."""
     count = Counter(f.name for f in fields)
     found: dict[Path, str] = {}
@@ -191,74 +197,3 @@ def _shared(divided: Split, test_part: str) -> list[str]:
         if found:
             told.append(f"{len(found)} {what} both in training and in test ({found[0]} is the first)")
     return told
-
-
-class _Scale:
-    """Shrinks images to one side and keeps their scale: all must have the same."""
-
-    def __init__(self, source: Source, layout: Layout) -> None:
-        self.given, self.layout, self.root = source.mpp, layout, source.root
-        self.mpp: float | None = None
-        self._published = False
-        self._factors: set[float] = set()
-        self._first: Path | None = None
-
-    def shrink(self, path: Path, side: int) -> Pixels:
-        """Uint8 [h, w, 3] with the longer side at most `side`; what is beyond a multiple of 32 is cut off at the right and below.
-
-        Raises:
-            DataError: Too small, or the image's scale after shrinking differs from the others'.
-        """
-        pixels = read_image(path)
-        height, width = pixels.shape[:2]
-        factor = min(1.0, side / max(height, width))
-        rows, columns = round(height * factor), round(width * factor)
-        if min(rows, columns) < LEAST:
-            raise DataError(
-                f"{path}: {width} x {height} pixels are {columns} x {rows} once the longer side is {side}, expected at least {LEAST} on each side; leave it out, or take a budget with a larger side"
-            )
-        native = self._native(path, height, width)
-        mpp = native / factor if native is not None else None
-        self._factors.add(round(factor, 3))
-        if self._first is None:
-            self._first, self.mpp = path, mpp
-        elif (mpp is None) != (self.mpp is None) or (
-            mpp is not None and self.mpp is not None and not same_scale(mpp, self.mpp)
-        ):
-            raise DataError(
-                f"{path}: {_told(mpp)} once its longer side is {side}, but {self._first} has {_told(self.mpp)}; a case has one scale"
-            )
-        small = resize(pixels, rows, columns)
-        return small[: rows // MULTIPLE * MULTIPLE, : columns // MULTIPLE * MULTIPLE]
-
-    def notes(self, side: int) -> list[str]:
-        """What a reader must know of the scale, a sentence each."""
-        if self.mpp is None:
-            told = [
-                "Scale unknown: the files state no um/px and none was given; measures of cells are left out."
-            ]
-            if len(self._factors) > 1:
-                told.append(
-                    f"Images of several sizes were shrunk to {side} pixels, by {max(self._factors):g} to {min(self._factors):g}: their scales may differ."
-                )
-            return told
-        if self._published:
-            return [
-                f"{PUBLISHED_MPP[self.layout]:g} um/px before shrinking, as published for {self.layout.upper()}"
-            ]
-        return []
-
-    def _native(self, path: Path, height: int, width: int) -> float | None:
-        if self.given is not None:
-            return self.given
-        stated = read_scale(path)
-        if stated is not None:
-            return stated
-        if (height, width) == (PUBLISHED_SIDE, PUBLISHED_SIDE) and self.layout in PUBLISHED_MPP:
-            self._published = True
-            return PUBLISHED_MPP[self.layout]
-        return None
-
-
-def _told(mpp: float | None) -> str:
-    return "no stated scale" if mpp is None else f"{mpp:.3g} um/px"

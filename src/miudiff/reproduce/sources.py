@@ -1,4 +1,4 @@
-"""What `--data`, `--mpp` and `--model` ask for, made sure of before anything is done."""
+"""What `--data`, `--mpp`, `--model` and `--marker` ask for, made sure of before anything is done."""
 
 from __future__ import annotations
 
@@ -22,22 +22,28 @@ class Source:
         root: None for the twin set.
         mpp: Micrometres per pixel of its files, where the user states it.
         model: The model that its diffusion systems use, None where theirs is to be trained.
+        marker: The marker that this model stains it for, where the user states it.
     """
 
     name: str
     root: Path | None
     mpp: float | None = None
     model: str | None = None
+    marker: str | None = None
 
 
 def parse_sources(
-    data: Sequence[str], scales: Sequence[str] = (), models: Sequence[str] = ()
+    data: Sequence[str],
+    scales: Sequence[str] = (),
+    models: Sequence[str] = (),
+    markers: Sequence[str] = (),
 ) -> list[Source]:
     """The datasets that `data` names: `twin`, or NAME=ROOT.
 
     Args:
         scales: NAME=UM_PER_PIXEL words.
         models: NAME=MODEL words; the twin set has the shipped model where none is named.
+        markers: NAME=MARKER words, each for a dataset that has a model.
 
     Raises:
         DataError: A word of no such form, a name given twice or not at all, no such folder, or no scale of a microscope.
@@ -49,12 +55,19 @@ def parse_sources(
             raise DataError(f"--data {name}: given twice, expected one dataset of each name")
     mpp = _by_name("--mpp", scales, [n for n in names if n != TWIN], lambda name: f"{name}=0.46")
     model = _by_name("--model", models, names, lambda name: f"{name}=models/her2")
+    marker = _by_name("--marker", markers, names, lambda name: f"{name}=Ki67")
+    for name in marker:
+        if name != TWIN and name not in model:
+            raise DataError(
+                f"--marker {name}={marker[name]}: says which of a model's markers is stained, but {name} has none; give --model {name}=FOLDER, too"
+            )
     return [
         Source(
             name,
             root,
             _scale(name, mpp[name]) if name in mpp else TWIN_MPP if root is None else None,
             model.get(name, SHIPPED if root is None else None),
+            marker.get(name),
         )
         for name, root in roots
     ]

@@ -28,7 +28,9 @@ from miudiff.methods.systems import load_any
 from miudiff.methods.tone import ToneCurve, measure_tone
 from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.cases import Case
-from miudiff.reproduce.prepare import MULTIPLE, STAINS
+from miudiff.reproduce.prepare import STAINS
+from miudiff.reproduce.scale import MULTIPLE
+from miudiff.reproduce.sources import Source
 from miudiff.runs import RunConfig, check
 
 GENERATORS: tuple[Task, ...] = ("cut", "asp")
@@ -155,38 +157,53 @@ def trained(config: RunConfig) -> bool:
     return bool(weights) and bool(states) and states[-1][0] >= config.steps
 
 
-def given_model(case: Case, name: str, placement: Placement) -> Model:
-    """The model that `--model` names for a case; where it has no luma curve for the marker, with that of the training images.
+def given_model(source: Source, placement: Placement) -> Model | None:
+    """The model that `--model` names for a dataset, or that the twin set has; None where none is named.
 
     Raises:
-        CheckpointError, ConfigError: No such model, a generator, or one that does not stain the case's marker.
+        CheckpointError, ConfigError: No such model, or a generator.
     """
-    model = load_any(name, placement)
+    if source.model is None:
+        return None
+    model = load_any(source.model, placement)
     if isinstance(model, GeneratorModel):
         raise ConfigError(
-            f"--model {case.name}={name}: a generator trained by {model.method}, expected a score model: a folder with a unet"
+            f"--model {source.name}={source.model}: a generator trained by {model.method}, expected a score model: a folder with a unet"
         )
-    marker = marker_of(case, model)
-    if marker is None or model.tone(marker) is not None:
+    return model
+
+
+def with_tone(case: Case, model: Model, marker: str | None) -> Model:
+    """The model; where it has no luma curve for the marker, with that of the training images, if there are any."""
+    if marker is None or model.tone(marker) is not None or not case.trains:
         return model
     tone = {**model.card.tone, marker: _tone(case)}
     return replace(model, card=model.card.model_copy(update={"tone": tone}))
 
 
-def marker_of(case: Case, model: Model) -> str | None:
+def marker_of(case: Case, model: Model, asked: str | None = None) -> str | None:
     """The marker that a model is to stain a case for; None where the model has one, without a name.
 
+    Args:
+        asked: What `--marker` says, whatever the dataset's own.
+
     Raises:
-        ConfigError: The model has others, or several and the dataset does not say which.
+        ConfigError: The model has others, or several and nobody says which.
     """
     markers = model.card.markers
+    if asked is not None:
+        if asked not in markers:
+            raise ConfigError(
+                f"--marker {case.name}={asked}: the model '{model.card.name}' stains {', '.join(markers) or 'one marker, without a name'}"
+            )
+        return asked
     if not markers or case.marker in markers:
         return case.marker if markers else None
     if case.marker is None and len(markers) == 1:
         return markers[0]
     meant = case.marker or "not named"
     raise ConfigError(
-        f"--model {case.name}=...: the model '{model.card.name}' stains {', '.join(markers)}, but the marker of {case.name} is {meant}; give a model of that marker, or name the folder of the IHC images after theirs"
+        f"--model {case.name}=...: the model '{model.card.name}' stains {', '.join(markers)}, but the marker of {case.name} is {meant}; give a model of that marker, or --marker {case.name}={markers[0]} to have it stained for that"
     )
 
 

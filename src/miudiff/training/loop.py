@@ -29,6 +29,7 @@ from miudiff.checkpoints import append_json, find_states, load_state, save_state
 from miudiff.device import enough_memory
 from miudiff.errors import ConfigError, MiudiffError, NonFiniteError, PeerError
 from miudiff.images import write_bytes
+from miudiff.progress import duration, speed
 from miudiff.training.learner import Learner
 
 Batch = tuple[dict[str, Tensor], list[str]]
@@ -266,14 +267,9 @@ class _Progress:
     def line(self, step: int, logs: Mapping[str, float]) -> str:
         seconds = (self.stop - step) * (time.monotonic() - self.began) / max(1, step - self.start)
         values = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
-        left = (
-            f"{seconds / 3600:.1f} h"
-            if seconds > 5400
-            else f"{seconds / 60:.0f} min"
-            if seconds > 90
-            else f"{seconds:.0f} s"
+        return (
+            f"step {step}/{self.stop}  {values}  {speed(self.rate(step), 'images')}  {duration(seconds)} left"
         )
-        return f"step {step}/{self.stop}  {values}  {self.rate(step):.1f} images/s  {left} left"
 
 
 def _trim_log(path: Path, step: int) -> None:
