@@ -13,7 +13,7 @@ from miudiff.cli.app import Change, Method, Preset, app, complain, say
 from miudiff.errors import ConfigError
 
 if TYPE_CHECKING:
-    from miudiff.whole_slide import SlideOptions
+    from miudiff.whole_slide.jobs import SlideOptions
 
 
 @app.command
@@ -69,7 +69,7 @@ class SlideFlags:
             ConfigError: A value that cannot be.
         """
         from miudiff.slides.encoding import Compression
-        from miudiff.whole_slide import SlideOptions
+        from miudiff.whole_slide.jobs import SlideOptions
 
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"--quality: found {self.quality}, expected 1 to 100")
@@ -122,7 +122,8 @@ def translate(
     """
     from miudiff.stainer import VirtualStainer, check_mpp
     from miudiff.translation import NOTICE, Outcome, has_images, plan, translate_files
-    from miudiff.whole_slide import slide_jobs, stain_slides
+    from miudiff.whole_slide.jobs import slide_jobs
+    from miudiff.whole_slide.translate import stain_slides
 
     if mpp is not None:
         check_mpp(mpp)

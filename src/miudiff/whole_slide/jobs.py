@@ -1,0 +1,136 @@
+"""Which slides a command names, and where their results go."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from miudiff.errors import DataError
+from miudiff.images import SUFFIXES
+from miudiff.slides.encoding import Compression
+from miudiff.slides.reader import is_slide
+
+RESULT = (".ome.tif", ".ome.tiff")
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """One slide to translate.
+
+    Attributes:
+        mpp: Micrometres per pixel where the file states none.
+        roi: GeoJSON of the regions asked for.
+    """
+
+    source: Path
+    target: Path
+    mpp: float | None = None
+    roi: Path | None = None
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """What holds for every slide of a command.
+
+    Attributes:
+        mark_unreadable: Hatch what cannot be read and go on, instead of stopping at it.
+        samples: Translations, of seeds that follow each other; the first is the result.
+        threads: Tiles of the result are made by so many at once.
+        report: Write a report beside each result.
+    """
+
+    seed: int = 0
+    mark_unreadable: bool = False
+    compression: Compression = field(default_factory=Compression)
+    samples: int = 1
+    overwrite: bool = False
+    threads: int = 2
+    report: bool = True
+
+
+def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) -> list[SlideJob]:
+    """The slides that `source` names: a slide, a folder of slides, or a CSV with a column `slide`, and `mpp` and `roi` if wanted.
+
+    Raises:
+        DataError: A CSV that cannot be followed, two slides of one name, or a target that cannot be one.
+    """
+    if source.suffix.lower() == ".csv":
+        jobs = _jobs_of_table(source, target, mpp, roi)
+    elif source.is_dir():
+        found = sorted(
+            p for p in source.iterdir() if not p.name.startswith(".") and p.is_file() and is_slide(p)
+        )
+        jobs = [SlideJob(path, target / f"{stem(path)}.ome.tif", mpp, roi) for path in found]
+    elif source.exists() and (is_slide(source) or _wants_pyramid(source, target)):
+        jobs = [SlideJob(source, _one_target(source, target), mpp, roi)]
+    else:
+        return []
+    if len(jobs) > 1 and roi is not None:
+        raise DataError(
+            f"{roi}: one --roi cannot be of {len(jobs)} slides; name them in a CSV with a column 'roi'"
+        )
+    names = [job.target for job in jobs]
+    for job in jobs:
+        if names.count(job.target) > 1:
+            raise DataError(
+                f"{job.source}: another slide gives {job.target.name} as well; rename one of them"
+            )
+        if job.target.exists() and job.target.samefile(job.source):
+            raise DataError(
+                f"{job.target}: is the source itself; give another target, so that the H&E slide is kept"
+            )
+    return jobs
+
+
+def stem(path: Path) -> str:
+    """A file's name without its ending, `.ome.tif` being one."""
+    name = path.name
+    for ending in RESULT:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return path.stem
+
+
+def _wants_pyramid(source: Path, target: Path) -> bool:
+    """A plain image whose result is asked for as a pyramid; an OME-TIFF that is small keeps being an image."""
+    plain = source.suffix.lower() in SUFFIXES and not source.name.lower().endswith(RESULT)
+    return plain and target.name.lower().endswith(RESULT)
+
+
+def _one_target(source: Path, target: Path) -> Path:
+    if target.is_dir() or not target.suffix:
+        return target / f"{stem(source)}.ome.tif"
+    if not target.name.lower().endswith(RESULT):
+        raise DataError(
+            f"{target}: a slide's result is a pyramid, expected a name ending in .ome.tif, or a folder"
+        )
+    return target
+
+
+def _jobs_of_table(table: Path, target: Path, mpp: float | None, roi: Path | None) -> list[SlideJob]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read as CSV ({error})") from error
+    if not rows or "slide" not in rows[0]:
+        found = ", ".join(rows[0]) if rows else "no rows"
+        raise DataError(f"{table}: found {found}, expected a column 'slide', and 'mpp' and 'roi' if wanted")
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target}: is a file, expected a folder for the slides of {table}")
+    jobs = []
+    for number, row in enumerate(rows, 2):
+        path = Path(row["slide"] or "")
+        path = path if path.is_absolute() else table.parent / path
+        region = Path(row["roi"]) if row.get("roi") else roi
+        if row.get("roi") and region is not None and not region.is_absolute():
+            region = table.parent / region
+        try:
+            scale = float(row["mpp"]) if row.get("mpp") else mpp
+        except ValueError as error:
+            raise DataError(
+                f"{table}, line {number}: mpp '{row['mpp']}', expected micrometres per pixel"
+            ) from error
+        jobs.append(SlideJob(path, target / f"{stem(path)}.ome.tif", scale, region))
+    return jobs

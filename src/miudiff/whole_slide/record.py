@@ -1,0 +1,181 @@
+"""How a result is made, as its record says it, and the folder of what is unfinished."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miudiff import __version__
+from miudiff.checkpoints import read_json, write_json
+from miudiff.errors import CheckpointError, DataError, SlideError
+from miudiff.images import same_scale, write_bytes
+from miudiff.slides.encoding import Compression
+from miudiff.slides.reader import Slide
+from miudiff.slides.regions import Feature, write_features
+from miudiff.slides.runner import clear
+from miudiff.slides.sight import Rectangle
+from miudiff.stainer import VirtualStainer, check_mpp
+from miudiff.translation import NOTICE
+from miudiff.whole_slide.jobs import SlideJob, SlideOptions, stem
+
+FAILURES = "failures.csv"
+
+
+WORK = ".work"
+
+
+def record_of(
+    stainer: VirtualStainer, slide: Slide, job: SlideJob, mpp: float | None, told: str, options: SlideOptions
+) -> dict[str, Any]:
+    """How a result is made, as JSON gives it back; whatever differs in it makes another result."""
+    return {
+        "notice": NOTICE,
+        "miudiff": __version__,
+        "source": str(job.source),
+        "source_bytes": job.source.stat().st_size,
+        "width": slide.width,
+        "height": slide.height,
+        "format": slide.format,
+        "mpp": mpp,
+        "mpp_source": told,
+        "method": stainer.name,
+        "config": stainer.config.model_dump(mode="json") if stainer.config else {},
+        "model": {
+            "name": stainer.model.card.name,
+            "identity": stainer.model.identity,
+            "marker": stainer.marker,
+            "mpp": stainer.model.card.mpp,
+        },
+        "precision": stainer.placement.precision,
+        "seed": options.seed,
+        "mode": stainer.mode,
+        "glass": stainer.glass,
+        "compression": _compression(options.compression),
+        "regions": str(job.roi) if job.roi else None,
+        "regions_sha256": hashlib.sha256(job.roi.read_bytes()).hexdigest()[:16]
+        if job.roi and job.roi.is_file()
+        else None,
+        "mark_unreadable": options.mark_unreadable,
+        "samples": [],
+    }
+
+
+def _compression(how: Compression) -> str:
+    return f"jpeg {how.quality}" if how.kind == "jpeg" else how.kind
+
+
+# What may differ between a result, or what was begun of it, and the command that finds it.
+_FREE = ("source", "regions", "samples", "mpp_source", "unreadable", "tissue_share", "seconds", "notice")
+
+
+def refuse_other(path: Path, record: dict[str, Any], target: Path) -> None:
+    """Refuse to take a result of other settings for this command's."""
+    try:
+        before = read_json(path)
+    except CheckpointError:
+        return  # somebody's own file is skipped like a finished one
+    for key, value in record.items():
+        if key not in _FREE and before.get(key) != value:
+            raise DataError(
+                f"{target}: was made with another '{key}' ({path.name}); give another target, or --overwrite"
+            )
+
+
+def digest(record: dict[str, Any]) -> str:
+    fixed = {key: value for key, value in sorted(record.items()) if key not in _FREE}
+    return hashlib.sha256(repr(fixed).encode()).hexdigest()
+
+
+def work_folder(target: Path) -> Path:
+    return target.with_name(f"{target.name}{WORK}")
+
+
+@contextlib.contextmanager
+def opened(folder: Path, record: dict[str, Any], overwrite: bool) -> Iterator[Path]:
+    """The folder of what is unfinished, for this process alone; one of other settings is refused, or begun anew."""
+    path = folder / "job.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); give another target") from error
+    with lock:
+        _lock(lock.fileno(), folder)
+        if path.exists():
+            before = read_json(path)
+            changed = [key for key in record if key not in _FREE and before.get(key) != record[key]]
+            if changed and not overwrite:
+                raise DataError(
+                    f"{folder}: holds work begun with another '{changed[0]}'; give another target, or --overwrite"
+                )
+            if changed:
+                for part in ("rows", "blocks"):
+                    clear(folder / part)
+        write_json(path, record)
+        yield folder
+
+
+def _lock(file: int, folder: Path) -> None:
+    """Keep other processes out until this one ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: another process is translating this slide; wait for it, or stop it"
+        ) from error
+
+
+def mark(target: Path, unreadable: Sequence[Rectangle]) -> None:
+    """Say where the slide could not be read, for QuPath."""
+    path = target.with_name(f"{stem(target)}.unreadable.geojson")
+    if not unreadable:
+        path.unlink(missing_ok=True)
+        return
+    outlines = [
+        [(at.x, at.y), (at.x + at.width, at.y), (at.x + at.width, at.y + at.height), (at.x, at.y + at.height)]
+        for at in unreadable
+    ]
+    write_features(path, [Feature("unreadable", [[np.array(outline, float)]]) for outline in outlines])
+
+
+def tell_failures(path: Path, failed: Sequence[tuple[Path, str]]) -> None:
+    """The slides of a folder that failed; none left, no file."""
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(("slide", "error"))
+    table.writerows((str(slide), message) for slide, message in failed)
+    write_bytes(path, text.getvalue().encode())
+
+
+def scale_of(slide: Slide, given: float | None, model: float | None) -> tuple[float | None, str]:
+    """Micrometres per pixel of level 0 and how they are known.
+
+    Raises:
+        SlideError: Unknown, though the model has a scale.
+    """
+    if given is not None:
+        check_mpp(given)
+        differs = slide.mpp is not None and not same_scale(slide.mpp, given)
+        return given, f"{given:g} um/px as given" + (f" (the file states {slide.mpp:g})" if differs else "")
+    if slide.mpp is not None:
+        return slide.mpp, f"{slide.mpp:.4g} um/px from {slide.mpp_source}"
+    if model is None:
+        return None, "no scale"
+    power = f"; its objective of {slide.objective} is no scale" if slide.objective else ""
+    raise SlideError(
+        f"{slide.path}: states no micrometres per pixel{power}; the model works at {model:g}: give --mpp, or a column 'mpp' in a CSV of slides"
+    )

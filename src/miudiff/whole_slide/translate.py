@@ -1,0 +1,198 @@
+"""Slides one after the other, or many windows at once, to virtual IHC."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from miudiff.checkpoints import write_json
+from miudiff.cluster import LOCAL, Cluster
+from miudiff.errors import MiudiffError
+from miudiff.noise import NoiseKey
+from miudiff.progress import Progress
+from miudiff.slide_report.make import make_report
+from miudiff.slides.blocks import Encoder
+from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.frame import Frame, frame_of
+from miudiff.slides.ome_tiff import assemble
+from miudiff.slides.overview import tissue_mask
+from miudiff.slides.pyramid import BlockStore, Layout
+from miudiff.slides.reader import Slide, open_slide
+from miudiff.slides.regions import read_regions
+from miudiff.slides.runner import Here, Runner, Stained, clear
+from miudiff.slides.sight import Sight, marking
+from miudiff.stainer import VirtualStainer
+from miudiff.translation import Outcome
+from miudiff.whole_slide.jobs import SlideJob, SlideOptions, stem
+from miudiff.whole_slide.record import (
+    FAILURES,
+    digest,
+    mark,
+    opened,
+    record_of,
+    refuse_other,
+    scale_of,
+    tell_failures,
+    work_folder,
+)
+
+
+def stain_slides(
+    stainer: VirtualStainer,
+    load: Callable[[], VirtualStainer],
+    jobs: Sequence[SlideJob],
+    options: SlideOptions,
+    cluster: str | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Translate slides here, or on a Ray cluster.
+
+    Args:
+        load: Makes a stainer like `stainer` on another machine.
+        cluster: Address of a running cluster, or "local"; None stains here unless there are to be workers.
+        workers: How many actors; None takes one for each accelerator, or processor, of the cluster.
+    """
+    if cluster is None and workers is None:
+        return translate_slides(stainer, jobs, options, say)
+    device = stainer.placement.device.type
+    with contextlib.closing(Cluster(cluster or LOCAL, workers, load, stainer.batch, device)) as actors:
+        say(f"{len(actors.actors)} workers of {cluster or LOCAL}")
+        return translate_slides(stainer, jobs, options, say, actors.stained)
+
+
+def translate_slides(
+    stainer: VirtualStainer,
+    jobs: Sequence[SlideJob],
+    options: SlideOptions,
+    say: Callable[[str], None] = print,
+    stained: Callable[[NoiseKey], Stained] | None = None,
+) -> Outcome:
+    """Translate slides one after the other; one that fails does not stop the rest, and is told in `failures.csv`.
+
+    Args:
+        stained: Who stains the windows, given the slide's noise; this process by default.
+    """
+    written: list[Path] = []
+    skipped: list[Path] = []
+    failed: list[tuple[Path, str]] = []
+    for number, job in enumerate(jobs, 1):
+        if len(jobs) > 1:
+            say(f"slide {number}/{len(jobs)}: {job.source}")
+        try:
+            made = [
+                translate_slide(stainer, one, replace(options, seed=seed), say, stained)
+                for one, seed in _samples(job, options)
+            ]
+        except MiudiffError as error:
+            message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
+            failed.append((job.source, message))
+            say(f"failed: {message}")
+            continue
+        (written if any(made) else skipped).append(job.target)
+        if options.report and (
+            any(made) or not job.target.with_name(f"{stem(job.target)}.report.html").exists()
+        ):
+            try:
+                make_report(job.target, say, job.roi)
+            except MiudiffError as error:  # the result itself is whole
+                failed.append((job.source, f"{job.target}: no report ({error})"))
+                say(f"failed: {failed[-1][1]}")
+    if len(jobs) > 1:
+        tell_failures(jobs[0].target.parent / FAILURES, failed)
+    return Outcome(tuple(written), tuple(skipped), tuple(failed))
+
+
+def translate_slide(
+    stainer: VirtualStainer,
+    job: SlideJob,
+    options: SlideOptions,
+    say: Callable[[str], None] = print,
+    stained: Callable[[NoiseKey], Stained] | None = None,
+) -> bool:
+    """Translate one slide; False where the same command has done it before.
+
+    Raises:
+        SlideError: It cannot be read, is no brightfield slide, or states no scale.
+        DataError: The target holds, or was begun with, something else, or cannot be written.
+        KeyboardInterrupt: Ctrl-C; the same command goes on.
+    """
+    with open_slide(job.source) as slide:
+        check_brightfield(slide)
+        mpp, told = scale_of(slide, job.mpp, stainer.model.card.mpp)
+        record = record_of(stainer, slide, job, mpp, told, options)
+        path = job.target.with_name(f"{stem(job.target)}.json")
+        if job.target.exists() and not options.overwrite:
+            refuse_other(path, record, job.target)
+            clear(work_folder(job.target))
+            return False
+        frame = frame_of(
+            slide.width,
+            slide.height,
+            mpp,
+            stainer.model.card.mpp,
+            (stainer.window, stainer.overlap, stainer.multiple),
+            stainer.least,
+        )
+        with opened(work_folder(job.target), record, options.overwrite) as folder:
+            began = time.monotonic()
+            sight = _look(slide, frame, mpp, stainer, job, options)
+            say(
+                f"{job.source.name}: {slide.width} x {slide.height} pixels, {told}; {frame.columns} x {frame.rows} at the model's scale"
+            )
+            store = BlockStore(folder / "blocks", Layout(slide.width, slide.height), options.compression)
+            with contextlib.closing(Encoder(sight, store, options.threads)) as encoder:
+                runner = Runner(sight, encoder, folder)
+                key = NoiseKey(options.seed, job.source.name)
+                engine = stained(key) if stained else Here(stainer, key)
+                runner.run(engine, Progress("windows", say))
+                encoder.complete()
+                record |= {"unreadable": runner.unreadable, "tissue_share": _tissue_share(sight)}
+                record["samples"] = sorted(
+                    f"{p.parent.name}/{p.name}" for p in _samples_folder(job.target).glob("*.ome.tif")
+                )
+                mark(job.target, runner.unreadable)
+            name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
+            write_json(path, record | {"seconds": round(time.monotonic() - began, 1)})
+            assemble(store, job.target, mpp, name, digest(record))
+        clear(work_folder(job.target))
+    say(f"{job.target}: written")
+    return True
+
+
+def _look(
+    slide: Slide,
+    frame: Frame,
+    mpp: float | None,
+    stainer: VirtualStainer,
+    job: SlideJob,
+    options: SlideOptions,
+) -> Sight:
+    """The slide with what of it is asked for."""
+    regions = read_regions(job.roi, slide.width, slide.height) if job.roi else None
+    sight = Sight(slide, frame, None, regions, options.mark_unreadable)
+    if stainer.glass == "stain":
+        return sight
+    read = marking(slide, []) if options.mark_unreadable else None
+    return replace(sight, glass=tissue_mask(slide, mpp or 1.0, read))
+
+
+def _tissue_share(sight: Sight) -> float | None:
+    """The share of the slide that is no glass; None where glass was not looked for."""
+    return None if sight.glass is None else round(sight.glass.tissue_share(), 4)
+
+
+def _samples_folder(target: Path) -> Path:
+    return target.with_name(f"{stem(target)}.samples")
+
+
+def _samples(job: SlideJob, options: SlideOptions) -> Iterator[tuple[SlideJob, int]]:
+    """The result and its further samples, each with its seed."""
+    folder = _samples_folder(job.target)
+    seeds = range(options.seed + 1, options.seed + options.samples)
+    for seed in seeds:  # before the result, whose record names them
+        yield replace(job, target=folder / f"seed{seed}.ome.tif"), seed
+    yield job, options.seed
