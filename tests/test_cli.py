@@ -680,6 +680,7 @@ def test_other_tables_sets_and_seeds_than_there_are_are_refused_in_one_line(tmp_
     "words",
     [
         *([w] for w in ("demo", "train", "translate", "calibrate", "reproduce", "evaluate")),
+        *([w] for w in ("info", "report", "view")),
         *(["data", w] for w in ("check", "twin")),
         *(["model", w] for w in ("assemble", "tone", "from-adm", "samples")),
     ],
