@@ -215,6 +215,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, slide, tmp_path, caps
     assert np.abs(first - second).max() <= 1 + 8  # a grey level before JPEG
 
 
+def test_the_same_pixels_are_written_as_zarr_when_asked_for(model, slide, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    assert run(model, slide, tmp_path, "--zarr", "--compression", "lossless") == 0
+    found = zarr.open_group(tmp_path / "case.ome.zarr", mode="r")["0"][:]
+    whole = tifffile.imread(tmp_path / "case.ome.tif", series=0, level=0)
+    assert np.array_equal(np.moveaxis(found.reshape(3, 300, 400), 0, -1), whole)
+
+
 def test_fused_windows_are_stained_too(model, slide, tmp_path):
     assert run(model, slide, tmp_path / "out", "--mode", "fuse") == 0
     assert json.loads((tmp_path / "out" / "case.json").read_text())["mode"] == "fuse"

@@ -43,6 +43,7 @@ class SlideFlags:
         quality: Of JPEG, 1 to 100.
         samples: Translations of seeds that follow each other; their spread is the report's uncertainty.
         report: Write a report, measures and GeoJSON beside a slide's result.
+        zarr: Write a slide's result as OME-Zarr as well (needs the extra `zarr`).
         cluster: Address of a Ray cluster whose actors stain; without an address, one is started here.
         workers: Actors of the cluster; its processors or accelerators by default.
     """
@@ -53,6 +54,7 @@ class SlideFlags:
     quality: int = 90
     samples: int = 1
     report: bool = True
+    zarr: Annotated[bool, Parameter(negative=())] = False
     cluster: str | None = None
     workers: int | None = None
 
@@ -77,7 +79,13 @@ class SlideFlags:
             raise ConfigError(f"--samples: found {self.samples}, expected at least 1")
         compression = Compression(self.compression, self.quality)
         return SlideOptions(
-            seed, self.mark_unreadable, compression, self.samples, overwrite, report=self.report
+            seed,
+            self.mark_unreadable,
+            compression,
+            self.samples,
+            overwrite,
+            report=self.report,
+            zarr=self.zarr,
         )
 
 

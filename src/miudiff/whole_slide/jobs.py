@@ -38,6 +38,7 @@ class SlideOptions:
         samples: Translations, of seeds that follow each other; the first is the result.
         threads: Tiles of the result are made by so many at once.
         report: Write a report beside each result.
+        zarr: Write the result as OME-Zarr as well.
     """
 
     seed: int = 0
@@ -47,6 +48,7 @@ class SlideOptions:
     overwrite: bool = False
     threads: int = 2
     report: bool = True
+    zarr: bool = False
 
 
 def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) -> list[SlideJob]:

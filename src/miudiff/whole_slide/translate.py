@@ -18,6 +18,7 @@ from miudiff.slides.blocks import Encoder
 from miudiff.slides.brightfield import check_brightfield
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
+from miudiff.slides.ome_zarr import export_zarr
 from miudiff.slides.overview import tissue_mask
 from miudiff.slides.pyramid import BlockStore, Layout
 from miudiff.slides.reader import Slide, open_slide
@@ -25,7 +26,7 @@ from miudiff.slides.regions import read_regions
 from miudiff.slides.runner import Here, Runner, Stained, clear
 from miudiff.slides.sight import Sight, marking
 from miudiff.stainer import VirtualStainer
-from miudiff.translation import Outcome
+from miudiff.translation import NOTICE, Outcome
 from miudiff.whole_slide.jobs import SlideJob, SlideOptions, stem
 from miudiff.whole_slide.record import (
     FAILURES,
@@ -157,7 +158,9 @@ def translate_slide(
                 mark(job.target, runner.unreadable)
             name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
             write_json(path, record | {"seconds": round(time.monotonic() - began, 1)})
-            assemble(store, job.target, mpp, name, digest(record))
+            if options.zarr:
+                export_zarr(store, job.target.with_name(f"{stem(job.target)}.ome.zarr"), mpp, name, NOTICE)
+            assemble(store, job.target, mpp, name, digest(record), NOTICE)
         clear(work_folder(job.target))
     say(f"{job.target}: written")
     return True
