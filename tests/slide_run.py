@@ -20,6 +20,13 @@ from miudiff.slides.sight import Sight
 GRID = (160, 24, 8)  # window, overlap, multiple
 
 
+class Grid:
+    """A stainer's, as `frame_of` asks for it."""
+
+    window, overlap, multiple = GRID
+    least = 64
+
+
 def paint(height, width):
     """A smooth coloured field, uint8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width] / 90
@@ -66,7 +73,7 @@ def translate(
 ):
     with open_slide(source) as slide:
         plain = Frame(slide.width, slide.height, slide.width, slide.height, *GRID)
-        frame = frame_of(slide.width, slide.height, mpp, model_mpp, GRID, 64) if mpp else plain
+        frame = frame_of(slide.width, slide.height, mpp, model_mpp, Grid) if mpp else plain
         sight = Sight(slide, frame, glass, regions, mark)
         store = BlockStore(
             folder / "w" / "blocks", Layout(slide.width, slide.height, 256), Compression("lossless")

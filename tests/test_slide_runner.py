@@ -26,7 +26,7 @@ from miudiff.slides.regions import read_regions
 from miudiff.slides.runner import Here, Runner
 from miudiff.slides.sight import HATCH, OUTSIDE, Sight
 from miudiff.tiling import over_tiles
-from slide_run import GRID, PlaceStainer, make_slide, paint, translate
+from slide_run import GRID, Grid, PlaceStainer, make_slide, paint, translate
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_a_slide_that_is_too_small_is_refused():
     with pytest.raises(
         SlideError, match="40 x 30 pixels are 10 x 8 at the model's scale, expected at least 64"
     ):
-        frame_of(40, 30, 0.25, 1.0, GRID, 64)
+        frame_of(40, 30, 0.25, 1.0, Grid)
 
 
 def test_a_failing_stainer_is_not_swallowed(slide_file, tmp_path):

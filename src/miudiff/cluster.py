@@ -126,9 +126,8 @@ class Cluster:
         kind = "GPU" if device == "cuda" else "CPU"
         workers = workers or max(int(cast("Any", ray).cluster_resources().get(kind, 0)), 1)
         self.actors: list[Any] = [actor.options(**wanted).remote(load) for _ in range(workers)]
-        self._get(
-            [actor.ready.remote() for actor in self.actors], START
-        )  # weights that do not load are told now
+        # weights that do not load are told now
+        self._get([actor.ready.remote() for actor in self.actors], START)
 
     def stained(self, key: NoiseKey) -> Stained:
         """Who stains the windows of a slide whose noise is `key`'s."""

@@ -28,6 +28,8 @@ Pixels = NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".dcm")
+OME = (".ome.tif", ".ome.tiff")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 MAX_PIXELS = 150_000_000  # 12,000 x 12,000: beyond it a file is a slide, not a tile
 OTHER_COLOURS = ("CMYK", "LAB", "HSV", "YCbCr", "CIELAB", "ICCLAB", "ITULAB")  # Pillow's and tifffile's names
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
@@ -55,7 +57,7 @@ def read_image(path: str | Path) -> Pixels:
         )
     if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":  # Pillow drops the lower byte in silence
         raise _too_deep(path, 16)
-    return _read_tiff(path) if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else _read_pillow(path)
+    return _read_tiff(path) if head[:4] in TIFF else _read_pillow(path)
 
 
 def _read_pillow(path: Path) -> Pixels:
@@ -205,7 +207,7 @@ def write_image(path: str | Path, pixels: Pixels, mpp: float | None = None) -> N
 def _write_tiff(path: Path, pixels: Pixels, mpp: float | None) -> None:
     import tifffile
 
-    ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    ome = path.name.lower().endswith(OME)
     scale: dict[str, Any] = {}
     if mpp is not None:
         scale = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
@@ -255,6 +257,19 @@ def atomic(path: str | Path, durable: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # its folder may be what could not be written
             part.unlink(missing_ok=True)
+
+
+def stem(path: Path) -> str:
+    """A file's name without its ending, `.ome.tif` being one."""
+    for ending in OME:
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)]
+    return path.stem
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file beside `path` that has its name and another ending, such as ".report.html"."""
+    return path.with_name(stem(path) + ending)
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -51,7 +51,7 @@ def tell_slides(
             with open_slide(path) as slide:
                 say(str(path))
                 scale = mpp or slide.mpp
-                bright = _complaint(check_brightfield, slide)
+                bright = _not_bright(slide)
                 tissue = None if bright else tissue_mask(slide, scale or 1.0)
                 for line in describe(slide, mpp, tissue):
                     say(f"  {line}")
@@ -70,17 +70,16 @@ def tell_slides(
     return failed
 
 
-def _complaint(check: Callable[[Slide], None], slide: Slide) -> str | None:
+def _not_bright(slide: Slide) -> str | None:
     try:
-        check(slide)
+        check_brightfield(slide)
     except SlideError as error:
         return str(error)
     return None
 
 
 def _tell(stainer: VirtualStainer, slide: Slide, mpp: float, tissue: TissueMap | None) -> str:
-    grid = (stainer.window, stainer.overlap, stainer.multiple)
-    frame = frame_of(slide.width, slide.height, mpp, stainer.model.card.mpp, grid, stainer.least)
+    frame = frame_of(slide.width, slide.height, mpp, stainer.model.card.mpp, stainer)
     sight = Sight(slide, frame, tissue)
     windows = sum(sight.needs(window) for row in range(len(frame.tops)) for window in frame.row(row))
     found = estimate(stainer, frame, windows)
@@ -102,9 +101,8 @@ def estimate(stainer: VirtualStainer, frame: Frame, windows: int) -> Estimate:
     """Time by a few steps of one window on the device at hand; memory by the sizes of what is held at once."""
     height, width = frame.size
     window = height * width * 3
-    held = (READ_AHEAD + 2) * GROUP * window + len(
-        frame.lefts
-    ) * window  # groups read and stained, a row of windows
+    # groups that are read and stained, and a row of windows
+    held = ((READ_AHEAD + 2) * GROUP + len(frame.lefts)) * window
     strip = round(TILE * frame.scale[1] + 8) * frame.columns * 3
     # a row of the result's tiles: blended, resampled, with the glass behind it, and its half
     held += 2 * strip + 3 * TILE * frame.width * 3

@@ -21,6 +21,9 @@ class Fusion:
         self.size, self.tile = (height, width), tile
         self.corners = list(tile_grid(height, width, tile, overlap))
         self.share = torch.from_numpy(window(tile, tile, overlap))
+        self.weight = torch.zeros(height, width)
+        for top, left in self.corners:
+            self.weight[top : top + tile, left : left + tile] += self.share
 
     def cut(self, field: Tensor) -> Tensor:
         """The tiles [N, C, tile, tile] of a field [1, C, H, W]."""
@@ -30,12 +33,10 @@ class Fusion:
     def field(self, tiles: Tensor) -> Tensor:
         """The field [1, C, H, W] of tiles [N, C, tile, tile]; where they overlap, their weighted mean."""
         total = tiles.new_zeros((1, tiles.shape[1], *self.size))
-        weight = tiles.new_zeros((1, 1, *self.size))
         share, tile = self.share.to(tiles), self.tile
         for one, (top, left) in zip(tiles, self.corners):
             total[0, :, top : top + tile, left : left + tile] += one * share
-            weight[0, :, top : top + tile, left : left + tile] += share
-        return total / weight
+        return total / self.weight.to(tiles)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """The tiles as they are once they agree; a lone tile stays as it is, to the bit."""

@@ -98,20 +98,22 @@ class Reverse:
     @torch.no_grad()
     def transition(self, y: Tensor, index: int, score: ScoreModel | None = None) -> Transition:
         """p(y_{i-1} | y_i); `score` stands in for the model, if given."""
-        network = score or self.score
         with self.placement.autocast():
-            parts = [
-                network.predict(part, index, self.sde) for part in torch.split(y, self.at_once or len(y))
-            ]
-        eps = torch.cat([part[0] for part in parts])
-        fractions = [part[1] for part in parts if part[1] is not None]
-        fraction = torch.cat(fractions) if fractions else None
+            eps, fraction = self._predict(score or self.score, y, index)
         if self.config.solver == "euler_maruyama":
             return euler_maruyama(self.sde, y, index, eps)
         if self.config.clip:
             guess = denoised(self.sde, y, index, eps).clamp(-1, 1)
             return posterior(self.sde, y, index, guess, self.config.variance, fraction)
         return ancestral(self.sde, y, index, eps, self.config.variance, fraction)
+
+    def _predict(self, network: ScoreModel, y: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
+        """The network's noise and variance fraction, `at_once` images at a time."""
+        if self.at_once is None or len(y) <= self.at_once:
+            return network.predict(y, index, self.sde)
+        parts = [network.predict(part, index, self.sde) for part in torch.split(y, self.at_once)]
+        fractions = [fraction for _, fraction in parts if fraction is not None]
+        return torch.cat([eps for eps, _ in parts]), torch.cat(fractions) if fractions else None
 
     def step(
         self, transition: Transition, index: int, keys: Sequence[NoiseSource], repeat: int = 0

@@ -16,10 +16,10 @@ from typing import Any
 
 from miudiff.checkpoints import read_json
 from miudiff.errors import CheckpointError, SlideError
+from miudiff.images import OME, beside, stem
 from miudiff.slides.reader import open_slide
 from miudiff.slides.slide import Slide
 
-ENDINGS = (".ome.tiff", ".ome.tif")
 SAMPLE = re.compile(r"seed(\d+)\.ome\.tiff?")
 
 
@@ -53,7 +53,7 @@ class Case:
 
     def beside(self, ending: str) -> Path:
         """The file of this case with an ending such as ".report.html"."""
-        return self.result.with_name(self.name + ending)
+        return beside(self.result, ending)
 
     @property
     def marker(self) -> str:
@@ -73,8 +73,9 @@ def open_case(result: Path, say: Callable[[str], None], roi: Path | None = None)
     Raises:
         SlideError: No record, a result that cannot be read, a sample or an H&E of another size.
     """
-    name = _stem(result)
-    record_path = result.with_name(name + ".json")
+    if not result.name.lower().endswith(OME):
+        raise SlideError(f"{result}: expected a translated slide, NAME.ome.tif with its record NAME.json")
+    name, record_path = stem(result), beside(result, ".json")
     with contextlib.ExitStack() as stack:
         virtual = stack.enter_context(open_slide(result))
         record = _record(record_path, result)
@@ -94,7 +95,7 @@ def open_case(result: Path, say: Callable[[str], None], roi: Path | None = None)
                     f"{virtual.width} x {virtual.height}; put the slide back that the record {record_path.name} means"
                 )
         samples = {}
-        for path in _sample_files(result, name, record, notes):
+        for path in _sample_files(result, record, notes):
             sample = samples[path.name] = stack.enter_context(open_slide(path))
             if (sample.width, sample.height) != (virtual.width, virtual.height):
                 raise SlideError(
@@ -107,13 +108,6 @@ def open_case(result: Path, say: Callable[[str], None], roi: Path | None = None)
         named = record.get("regions") or record.get("regions_file")
         roi = roi or (_find(named, result, record_path) if isinstance(named, str) else None)
         yield Case(result, name, record, mpp, source, virtual, samples, he, roi, tuple(notes))
-
-
-def _stem(result: Path) -> str:
-    for ending in ENDINGS:
-        if result.name.lower().endswith(ending):
-            return result.name[: -len(ending)]
-    raise SlideError(f"{result}: expected a translated slide, NAME.ome.tif with its record NAME.json")
 
 
 def _record(path: Path, result: Path) -> dict[str, Any]:
@@ -157,9 +151,9 @@ def _open_he(record: Mapping[str, Any], result: Path, notes: list[str]) -> Slide
         return None
 
 
-def _sample_files(result: Path, name: str, record: Mapping[str, Any], notes: list[str]) -> list[Path]:
+def _sample_files(result: Path, record: Mapping[str, Any], notes: list[str]) -> list[Path]:
     """The further samples, by their seeds; those that the record names and that are gone are noted."""
-    folder = result.with_name(name + ".samples")
+    folder = beside(result, ".samples")
     there = [(int(m[1]), p) for p in folder.glob("seed*") if (m := SAMPLE.fullmatch(p.name))]
     named = record.get("samples")
     wanted = {Path(str(each)).name for each in named} if isinstance(named, list) else set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
@@ -14,10 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from miudiff.images import Pixels, write_bytes
+from miudiff.images import Pixels
 from miudiff.slides.frame import Box, Window
 from miudiff.slides.pyramid import BlockStore, halve, write_strip
-from miudiff.slides.sight import MARGIN, OUTSIDE, Rectangle, Sight, painted
+from miudiff.slides.sight import (
+    MARGIN,
+    OUTSIDE,
+    Rectangle,
+    Sight,
+    painted,
+    read_rectangles,
+    write_rectangles,
+)
 from miudiff.tiling import window as share_of
 
 CHUNK = 4  # tiles that are blended and resampled together
@@ -42,7 +49,7 @@ class Encoder:
     """
 
     def __init__(self, sight: Sight, store: BlockStore, threads: int = 2) -> None:
-        self.sight, self.store, self.threads = sight, store, threads
+        self.sight, self.store = sight, store
         self._pool = ThreadPoolExecutor(threads, "encode")
         self._there: set[tuple[int, int]] = set()
 
@@ -90,24 +97,34 @@ class Encoder:
             return unread
 
         parts = list(self._pool.map(chunk, range(0, layout.width, CHUNK * tile)))
-        if found := sorted(set(chain.from_iterable(parts))):
-            write_bytes(self._note(block), json.dumps(found).encode())
+        if found := list(chain.from_iterable(parts)):
+            write_rectangles(self._note(block), found)
         write_strip(self.store, 0, block, strip, self._pool.map)
-        self.complete()
+        self._go_up(0, block)
 
     def complete(self) -> None:
-        """Make every coarser block that can be made; after a kill some may be missing."""
+        """Make every coarser block that can be made and is not there; after a kill some may be missing."""
         for level in range(1, len(self.store.layout.levels)):
             for row in range(self.store.layout.rows(level)):
-                below = self._below(level, row)
-                if not self._has(level, row) and all(self._has(level - 1, one) for one in below):
-                    halve(self.store, level, row, self._pool.map)
+                self._halve(level, row)
+
+    def _go_up(self, level: int, row: int) -> None:
+        """Make the coarser blocks that a new block completes."""
+        if level + 1 < len(self.store.layout.levels) and self._halve(level + 1, row // 2):
+            self._go_up(level + 1, row // 2)
+
+    def _halve(self, level: int, row: int) -> bool:
+        """Make a coarser block if it is not there and those under it are."""
+        if self._has(level, row) or not all(self._has(level - 1, one) for one in self._below(level, row)):
+            return False
+        halve(self.store, level, row, self._pool.map)
+        return True
 
     @property
     def unreadable(self) -> list[Rectangle]:
         """What could not be read at level 0 for the blocks that are there."""
         notes = sorted(self.store.folder.glob("unreadable-*.json"))
-        return [Rectangle(*at) for note in notes for at in json.loads(note.read_text())]
+        return [at for note in notes for at in read_rectangles(note)]
 
     def _note(self, block: int) -> Path:
         return self.store.folder / f"unreadable-{block:05d}.json"
@@ -132,7 +149,7 @@ class Encoder:
         bad: list[Rectangle],
     ) -> tuple[Pixels, list[Rectangle]]:
         """A rectangle of the result, and what of level 0 could not be read for it."""
-        _frame, box = self.sight.frame, Box(left, top, right, bottom)
+        box = Box(left, top, right, bottom)
         height, width = bottom - top, right - left
         asked = self.sight.asked_for(box) if self.sight.regions is not None else None
         unread: list[Rectangle] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from miudiff.errors import SlideError
 from miudiff.tiling import places
@@ -95,27 +95,43 @@ class Frame:
         return range(found[0], found[-1] + 1)
 
 
+class Grid(Protocol):
+    """What of a stainer says how a plane is divided, all in working pixels."""
+
+    @property
+    def window(self) -> int: ...
+
+    @property
+    def overlap(self) -> int: ...
+
+    @property
+    def multiple(self) -> int: ...
+
+    @property
+    def least(self) -> int:
+        """The smallest side that can be stained."""
+        ...
+
+
 def frame_of(
     width: int,
     height: int,
     mpp: float | None,
     model_mpp: float | None,
-    grid: tuple[int, int, int],
-    least: int,
+    grid: Grid,
 ) -> Frame:
     """The frame of a slide for weights of `model_mpp`; without either scale, pixels are taken as they are.
 
     Args:
-        grid: (window, overlap, multiple) of the stainer.
-        least: The smallest side that can be stained, in working pixels.
+        grid: The stainer.
 
     Raises:
         SlideError: The slide is too small at that scale.
     """
     factor = mpp / model_mpp if mpp and model_mpp else 1.0
     columns, rows = round(width * factor), round(height * factor)
-    if min(columns, rows) < least:
+    if min(columns, rows) < grid.least:
         raise SlideError(
-            f"{width} x {height} pixels are {columns} x {rows} at the model's scale, expected at least {least} on each side"
+            f"{width} x {height} pixels are {columns} x {rows} at the model's scale, expected at least {grid.least} on each side"
         )
-    return Frame(width, height, columns, rows, *grid)
+    return Frame(width, height, columns, rows, grid.window, grid.overlap, grid.multiple)

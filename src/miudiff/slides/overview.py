@@ -22,6 +22,9 @@ BLOCK = 1536  # pixels of that scale at once: with the margin about 400 MB
 HELD = 32_000_000  # pixels of the map at most
 
 
+Neighbours = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating]]
+
+
 @dataclass(frozen=True)
 class TissueMap:
     """How much of each small square of a slide is glass.
@@ -48,18 +51,28 @@ class TissueMap:
         )
         return self.glass[rows, columns]
 
+    def shows_tissue(self, box: Box, width: int, height: int) -> bool:
+        """Whether any pixel of `resampled` is less than all glass, without making them."""
+        down, across = self._around(box, width, height)
+        rows, columns = (
+            np.unique(np.concatenate([first, second[weight > 0]])) for first, second, weight in (down, across)
+        )
+        return bool((self.glass[np.ix_(rows, columns)] < 255).any())
+
     def resampled(self, box: Box, width: int, height: int) -> NDArray[np.float32]:
         """The glass of a box of level 0 at another scale, float32 [height, width] in [0, 1], interpolated linearly.
 
         What a pixel becomes depends on its place on the slide alone. Beyond the slide its edge goes on.
         """
-        across = (box[0] + (np.arange(width) + 0.5) * ((box[2] - box[0]) / width)) / self.step_x - 0.5
-        down = (box[1] + (np.arange(height) + 0.5) * ((box[3] - box[1]) / height)) / self.step_y - 0.5
-        (y0, y1, wy), (x0, x1, wx) = (
-            _neighbours(places, count) for places, count in zip((down, across), self.glass.shape)
-        )
+        (y0, y1, wy), (x0, x1, wx) = self._around(box, width, height)
         rows = self.glass[y0] * (1 - wy)[:, None] + self.glass[y1] * wy[:, None]
         return np.asarray((rows[:, x0] * (1 - wx) + rows[:, x1] * wx) / 255, np.float32)
+
+    def _around(self, box: Box, width: int, height: int) -> tuple[Neighbours, Neighbours]:
+        """The squares around the centres of a box's pixels, down and across."""
+        across = (box[0] + (np.arange(width) + 0.5) * ((box[2] - box[0]) / width)) / self.step_x - 0.5
+        down = (box[1] + (np.arange(height) + 0.5) * ((box[3] - box[1]) / height)) / self.step_y - 0.5
+        return _neighbours(down, self.glass.shape[0]), _neighbours(across, self.glass.shape[1])
 
 
 def tissue_mask(slide: Slide, mpp: float, read: Read | None = None, block: int = BLOCK) -> TissueMap:
@@ -130,9 +143,7 @@ def describe(slide: Slide, mpp: float | None = None, tissue: TissueMap | None = 
     return lines
 
 
-def _neighbours(
-    places: NDArray[np.floating], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating]]:
+def _neighbours(places: NDArray[np.floating], count: int) -> Neighbours:
     """The two indices around each place, and the weight of the second."""
     inside = places.clip(0, count - 1)
     first = np.floor(inside).astype(np.int64)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from miudiff.errors import DataError, SlideError
-from miudiff.images import MAX_PIXELS, SLIDE_SUFFIXES, Pixels, read_image
+from miudiff.images import MAX_PIXELS, SLIDE_SUFFIXES, TIFF, Pixels, read_image
 from miudiff.slides.brightfield import check_brightfield
 from miudiff.slides.marked import read_marked, read_scaled_marked
 from miudiff.slides.scaled import read_scaled
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 LARGE = 4096 * 4096  # pixels beyond which a TIFF is handled as a slide, even without a pyramid
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_slide(path: str | Path) -> Slide:

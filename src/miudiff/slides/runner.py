@@ -9,7 +9,6 @@ finds. A row file is deleted once no block needs it, so neither memory nor disk 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import threading
 from collections import deque
@@ -22,11 +21,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from miudiff.images import Pixels, atomic, write_bytes
+from miudiff.images import Pixels, atomic
 from miudiff.noise import NoiseKey
 from miudiff.slides.blocks import Encoder
 from miudiff.slides.frame import Window
-from miudiff.slides.sight import Rectangle, Sight
+from miudiff.slides.sight import Rectangle, Sight, read_rectangles, write_rectangles
 
 AHEAD = 3  # rows of windows that may wait to be encoded
 GROUP = 16  # windows that are read together
@@ -106,7 +105,7 @@ class RowStore:
     def write(self, row: int, stained: list[Pixels], bad: list[Rectangle]) -> None:
         """Keep a whole row; the note of what could not be read is there before it."""
         if bad:
-            write_bytes(self._path(row).with_suffix(".json"), json.dumps(sorted(set(bad))).encode())
+            write_rectangles(self._path(row).with_suffix(".json"), bad)
         with atomic(self._path(row), durable=False) as part, part.open("wb") as file:
             file.writelines(np.ascontiguousarray(pixels).data for pixels in stained)
 
@@ -122,8 +121,8 @@ class RowStore:
         return len(self.windows(row)) * height * width * 3
 
     def bad(self, row: int) -> list[Rectangle]:
-        path = self._path(row).with_suffix(".json")
-        return [Rectangle(*at) for at in json.loads(path.read_text())] if path.exists() else []
+        """What of a row could not be read."""
+        return read_rectangles(self._path(row).with_suffix(".json"))
 
     def forget(self, before: int) -> None:
         """Delete the pixels of the rows before this one; what could not be read is kept for the record."""
@@ -159,13 +158,14 @@ class Runner:
             KeyboardInterrupt: Ctrl-C; everything that was finished is kept.
         """
         self.rows.folder.mkdir(parents=True, exist_ok=True)
-        first, last = self._missing_rows()
+        missing = self.encoder.missing()
+        first, last = self._rows_of(missing)
         todo = [row for row in range(first, last) if not self.rows.has(row)]
         counts = [len(self.rows.windows(row)) for row in range(len(self.sight.frame.tops))]
         total, done = sum(counts), sum(counts) - sum(counts[row] for row in todo)
         progress(done, total)
         with ThreadPoolExecutor(1, "encode") as pool:
-            encoding = pool.submit(self._encode)
+            encoding = pool.submit(self._encode, missing)
             try:
                 results = stained(self.sight, (group for row in todo for group in self.rows.groups(row)))
                 for row in todo:
@@ -190,12 +190,11 @@ class Runner:
                     encoding.result()
                 raise
 
-    def _missing_rows(self) -> tuple[int, int]:
-        """The rows of windows, first and one past the last, that unfinished blocks of level 0 need."""
-        missing = self.encoder.missing()
-        if not missing:
+    def _rows_of(self, blocks: list[int]) -> tuple[int, int]:
+        """The rows of windows, first and one past the last, that these blocks of level 0 need."""
+        if not blocks:
             return 0, 0
-        needed = [self.encoder.needs(block) for block in (missing[0], missing[-1])]
+        needed = [self.encoder.needs(block) for block in (blocks[0], blocks[-1])]
         return needed[0].start, needed[1].stop
 
     def _wait_for_encoding(self, row: int) -> None:
@@ -204,10 +203,10 @@ class Runner:
             self._changed.notify_all()
             self._changed.wait_for(lambda: row < self._awaited + AHEAD)
 
-    def _encode(self) -> None:
-        """Encode every missing block as soon as its rows are there; in a thread of its own."""
+    def _encode(self, blocks: list[int]) -> None:
+        """Encode these blocks of level 0, each as soon as its rows are there; in a thread of its own."""
         try:
-            for block in self.encoder.missing():
+            for block in blocks:
                 needed = self.encoder.needs(block)
                 with self._changed:
                     self._awaited = needed.stop

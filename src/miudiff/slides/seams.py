@@ -8,12 +8,11 @@ different pictures it is smoother than either: `blend` is the same ratio for the
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from miudiff.images import Pixels
 
@@ -25,57 +24,34 @@ class Seams(NamedTuple):
     blend: float
 
 
-class SeamGauge:
-    """Sums gradients over parts of a picture, so that a slide never has to be held whole.
+def seams(pixels: Pixels, lefts: Sequence[int], tops: Sequence[int], size: tuple[int, int]) -> Seams:
+    """The seams of a picture, uint8 [H, W, 3].
 
     Args:
         lefts: Where columns of windows begin.
         tops: Where rows of windows begin.
         size: (height, width) of a window.
     """
-
-    def __init__(self, lefts: Iterable[int], tops: Iterable[int], size: tuple[int, int]) -> None:
-        self._lines = [_kinds(list(lefts), size[1]), _kinds(list(tops), size[0])]
-        self._sums = np.zeros((3, 2))
-
-    def add(self, pixels: Pixels, left: int, top: int, tissue: NDArray[np.bool_] | None = None) -> None:
-        """Take in a part, uint8 [H, W, 3], whose corner lies at (left, top); parts may share one row or column.
-
-        Args:
-            tissue: Which pixels count, [H, W]; flat glass has no gradient to compare with.
-        """
-        image = pixels.astype(np.float32).mean(-1)
-        for axis, (kinds, begin) in enumerate(zip(self._lines, (left, top))):
-            step = np.abs(np.diff(image, axis=1 - axis))
-            count = np.ones(step.shape, bool)
-            if tissue is not None:
-                count = tissue[:, 1:] & tissue[:, :-1] if axis == 0 else tissue[1:] & tissue[:-1]
-            sums, counts = (np.where(count, step, 0).sum(axis), count.sum(axis))
-            for i, (amount, number) in enumerate(zip(sums, counts), begin + 1):
-                self._sums[kinds.get(i, INSIDE)] += amount, number
-
-    def result(self) -> Seams:
-        """The ratios over everything that was added."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = self._sums[:, 0] / self._sums[:, 1]
-            return Seams(float(mean[BORDER] / mean[INSIDE]), float(mean[BLEND] / mean[INSIDE]))
+    image = pixels.astype(np.float32).mean(-1)
+    sums = np.zeros((3, 2))
+    for begins, side, axis in ((lefts, size[1], 1), (tops, size[0], 0)):
+        kinds = _kinds(begins, side)
+        steps = np.abs(np.diff(image, axis=axis))
+        for line, step in enumerate(np.moveaxis(steps, axis, 0), 1):
+            sums[kinds.get(line, INSIDE)] += step.sum(), step.size
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = sums[:, 0] / sums[:, 1]
+        return Seams(float(mean[BORDER] / mean[INSIDE]), float(mean[BLEND] / mean[INSIDE]))
 
 
 INSIDE, BORDER, BLEND = 0, 1, 2
 
 
-def _kinds(begins: list[int], side: int) -> dict[int, int]:
+def _kinds(begins: Sequence[int], side: int) -> dict[int, int]:
     """The lines x, between pixels x - 1 and x, that are no lines inside one window."""
     kinds: dict[int, int] = {}
-    for before, after in itertools.pairwise(begins):
+    for before, after in pairwise(begins):
         kinds |= {x: BLEND for x in range(after + 1, before + side)}
-    for before, after in itertools.pairwise(begins):
+    for before, after in pairwise(begins):
         kinds |= {after: BORDER, before + side: BORDER}
     return kinds
-
-
-def seams(pixels: Pixels, lefts: Iterable[int], tops: Iterable[int], size: tuple[int, int]) -> Seams:
-    """The seams of a picture that is held whole."""
-    gauge = SeamGauge(lefts, tops, size)
-    gauge.add(pixels, 0, 0)
-    return gauge.result()

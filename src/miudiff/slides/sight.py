@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from miudiff.images import Pixels
+from miudiff.images import Pixels, write_bytes
 from miudiff.slides.frame import Box, Frame, Window
 from miudiff.slides.marked import read_marked
 from miudiff.slides.overview import TissueMap
@@ -30,6 +32,16 @@ class Rectangle(NamedTuple):
     y: int
     width: int
     height: int
+
+
+def write_rectangles(path: Path, found: Iterable[Rectangle]) -> None:
+    """Note what could not be read, each place once."""
+    write_bytes(path, json.dumps(sorted(set(found))).encode())
+
+
+def read_rectangles(path: Path) -> list[Rectangle]:
+    """What was noted; nothing where there is no note."""
+    return [Rectangle(*at) for at in json.loads(path.read_text())] if path.exists() else []
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Sight:
             return False
         if self.glass is None:
             return True
-        return bool((self.glass.resampled(box, right - left, bottom - top) < 1).any())
+        return self.glass.shows_tissue(box, right - left, bottom - top)
 
     def asked_for(self, box: Box, downsample: float = 1.0) -> NDArray[np.bool_]:
         """Which pixels of a box of level 0, seen at `downsample`, lie in the regions."""

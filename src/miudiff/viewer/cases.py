@@ -14,7 +14,7 @@ from typing import Any
 
 from miudiff.checkpoints import read_json
 from miudiff.errors import CheckpointError, DataError
-from miudiff.images import SLIDE_SUFFIXES, SUFFIXES
+from miudiff.images import SLIDE_SUFFIXES, SUFFIXES, beside, stem
 
 FOLDER_RECORD = "translation.json"  # as translation.py calls it, which pulls in every network
 FAILURES = "failures.csv"
@@ -83,15 +83,6 @@ def find_cases(he: Path | None, ihc: Path) -> list[Case]:
         record, facts, _ = _record_of(ihc, _FolderRecord(ihc.parent))
         return [Case(stem(ihc), he, ihc, record, facts=facts)]
     return [_case(he, ihc, _FolderRecord(ihc.parent))]
-
-
-def stem(path: Path) -> str:
-    """A file's name without its ending; `.ome.tif` is one ending."""
-    name = path.name
-    for ending in TIFF_ENDINGS:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return path.stem
 
 
 def read_failures(folder: Path) -> list[list[str]]:
@@ -174,7 +165,7 @@ class _FolderRecord:
 
 def _record_of(ihc: Path, shared: _FolderRecord) -> tuple[Path | None, Mapping[str, Any], str]:
     """A result's record, what it says, and why that cannot be read."""
-    own = ihc.with_name(stem(ihc) + ".json")
+    own = beside(ihc, ".json")
     if own.is_file() and ihc.name.lower().endswith(TIFF_ENDINGS):
         try:
             facts = read_json(own)
@@ -189,5 +180,5 @@ def _record_of(ihc: Path, shared: _FolderRecord) -> tuple[Path | None, Mapping[s
 
 
 def _beside(ihc: Path, *endings: str) -> Path | None:
-    places: Sequence[Path] = [ihc.with_name(stem(ihc) + ending) for ending in endings]
+    places: Sequence[Path] = [beside(ihc, ending) for ending in endings]
     return next((path for path in places if path.is_file()), None)

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from miudiff.errors import DataError
-from miudiff.images import SUFFIXES
+from miudiff.images import OME, SUFFIXES, stem
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import is_slide
-
-RESULT = (".ome.tif", ".ome.tiff")
 
 
 @dataclass(frozen=True)
@@ -85,25 +83,16 @@ def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) 
     return jobs
 
 
-def stem(path: Path) -> str:
-    """A file's name without its ending, `.ome.tif` being one."""
-    name = path.name
-    for ending in RESULT:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return path.stem
-
-
 def _wants_pyramid(source: Path, target: Path) -> bool:
     """A plain image whose result is asked for as a pyramid; an OME-TIFF that is small keeps being an image."""
-    plain = source.suffix.lower() in SUFFIXES and not source.name.lower().endswith(RESULT)
-    return plain and target.name.lower().endswith(RESULT)
+    plain = source.suffix.lower() in SUFFIXES and not source.name.lower().endswith(OME)
+    return plain and target.name.lower().endswith(OME)
 
 
 def _one_target(source: Path, target: Path) -> Path:
     if target.is_dir() or not target.suffix:
         return target / f"{stem(source)}.ome.tif"
-    if not target.name.lower().endswith(RESULT):
+    if not target.name.lower().endswith(OME):
         raise DataError(
             f"{target}: a slide's result is a pyramid, expected a name ending in .ome.tif, or a folder"
         )

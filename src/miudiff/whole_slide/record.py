@@ -15,7 +15,7 @@ import numpy as np
 from miudiff import __version__
 from miudiff.checkpoints import read_json, write_json
 from miudiff.errors import CheckpointError, DataError, SlideError
-from miudiff.images import same_scale, write_bytes
+from miudiff.images import beside, same_scale, write_bytes
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import Slide
 from miudiff.slides.regions import Feature, write_features
@@ -23,11 +23,9 @@ from miudiff.slides.runner import clear
 from miudiff.slides.sight import Rectangle
 from miudiff.stainer import VirtualStainer, check_mpp
 from miudiff.translation import NOTICE
-from miudiff.whole_slide.jobs import SlideJob, SlideOptions, stem
+from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 FAILURES = "failures.csv"
-
-
 WORK = ".work"
 
 
@@ -81,11 +79,15 @@ def refuse_other(path: Path, record: dict[str, Any], target: Path) -> None:
         before = read_json(path)
     except CheckpointError:
         return  # somebody's own file is skipped like a finished one
-    for key, value in record.items():
-        if key not in _FREE and before.get(key) != value:
-            raise DataError(
-                f"{target}: was made with another '{key}' ({path.name}); give another target, or --overwrite"
-            )
+    if changed := _changed(record, before):
+        raise DataError(
+            f"{target}: was made with another '{changed[0]}' ({path.name}); give another target, or --overwrite"
+        )
+
+
+def _changed(record: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """What of a record was otherwise, and makes another result."""
+    return [key for key in record if key not in _FREE and before.get(key) != record[key]]
 
 
 def digest(record: dict[str, Any]) -> str:
@@ -109,8 +111,7 @@ def opened(folder: Path, record: dict[str, Any], overwrite: bool) -> Iterator[Pa
     with lock:
         _lock(lock.fileno(), folder)
         if path.exists():
-            before = read_json(path)
-            changed = [key for key in record if key not in _FREE and before.get(key) != record[key]]
+            changed = _changed(record, read_json(path))
             if changed and not overwrite:
                 raise DataError(
                     f"{folder}: holds work begun with another '{changed[0]}'; give another target, or --overwrite"
@@ -138,7 +139,7 @@ def _lock(file: int, folder: Path) -> None:
 
 def mark(target: Path, unreadable: Sequence[Rectangle]) -> None:
     """Say where the slide could not be read, for QuPath."""
-    path = target.with_name(f"{stem(target)}.unreadable.geojson")
+    path = beside(target, ".unreadable.geojson")
     if not unreadable:
         path.unlink(missing_ok=True)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 from miudiff.checkpoints import write_json
 from miudiff.cluster import LOCAL, Cluster
 from miudiff.errors import MiudiffError
+from miudiff.images import beside, stem
 from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
 from miudiff.slide_report.make import make_report
@@ -27,7 +28,7 @@ from miudiff.slides.runner import Here, Runner, Stained, clear
 from miudiff.slides.sight import Sight, marking
 from miudiff.stainer import VirtualStainer
 from miudiff.translation import NOTICE, Outcome
-from miudiff.whole_slide.jobs import SlideJob, SlideOptions, stem
+from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 from miudiff.whole_slide.record import (
     FAILURES,
     digest,
@@ -94,9 +95,7 @@ def translate_slides(
             say(f"failed: {message}")
             continue
         (written if any(made) else skipped).append(job.target)
-        if options.report and (
-            any(made) or not job.target.with_name(f"{stem(job.target)}.report.html").exists()
-        ):
+        if options.report and (any(made) or not beside(job.target, ".report.html").exists()):
             try:
                 make_report(job.target, say, job.roi)
             except MiudiffError as error:  # the result itself is whole
@@ -125,19 +124,12 @@ def translate_slide(
         check_brightfield(slide)
         mpp, told = scale_of(slide, job.mpp, stainer.model.card.mpp)
         record = record_of(stainer, slide, job, mpp, told, options)
-        path = job.target.with_name(f"{stem(job.target)}.json")
+        path = beside(job.target, ".json")
         if job.target.exists() and not options.overwrite:
             refuse_other(path, record, job.target)
             clear(work_folder(job.target))
             return False
-        frame = frame_of(
-            slide.width,
-            slide.height,
-            mpp,
-            stainer.model.card.mpp,
-            (stainer.window, stainer.overlap, stainer.multiple),
-            stainer.least,
-        )
+        frame = frame_of(slide.width, slide.height, mpp, stainer.model.card.mpp, stainer)
         with opened(work_folder(job.target), record, options.overwrite) as folder:
             began = time.monotonic()
             sight = _look(slide, frame, mpp, stainer, job, options)
@@ -159,7 +151,7 @@ def translate_slide(
             name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
             write_json(path, record | {"seconds": round(time.monotonic() - began, 1)})
             if options.zarr:
-                export_zarr(store, job.target.with_name(f"{stem(job.target)}.ome.zarr"), mpp, name, NOTICE)
+                export_zarr(store, beside(job.target, ".ome.zarr"), mpp, name, NOTICE)
             assemble(store, job.target, mpp, name, digest(record), NOTICE)
         clear(work_folder(job.target))
     say(f"{job.target}: written")
@@ -189,7 +181,7 @@ def _tissue_share(sight: Sight) -> float | None:
 
 
 def _samples_folder(target: Path) -> Path:
-    return target.with_name(f"{stem(target)}.samples")
+    return beside(target, ".samples")
 
 
 def _samples(job: SlideJob, options: SlideOptions) -> Iterator[tuple[SlideJob, int]]:
