@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from miudiff.diffusion.classifier_learner import AnnealedConfig, ClassifierConfig, ClassifierLearner
+from miudiff.runs import leaving
 from miudiff.training.loop import LoopConfig, train
 from tiny import CLASSIFIER
 
@@ -41,11 +42,16 @@ def collate(items):
 def run(folder, stop=6, steps=6):
     """Train to step `stop` of a run of `steps`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    learner = ClassifierLearner(CONFIG, Accelerator(cpu=True), 3, steps)
+    accelerator = Accelerator(cpu=True)
+    with leaving(accelerator):
+        _learn(folder, accelerator, stop, steps)
+        accelerator.wait_for_everyone()
+
+
+def _learn(folder, accelerator, stop, steps):
+    learner = ClassifierLearner(CONFIG, accelerator, 3, steps)
     loop = LoopConfig(stop, batch_size=4, log_every=1, save_every=2)
-    train(learner, Squares(), collate, Path(folder), loop, learner.accelerator, lambda line: None)
-    learner.accelerator.wait_for_everyone()
-    learner.accelerator.end_training()
+    train(learner, Squares(), collate, Path(folder), loop, accelerator, lambda line: None)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from slide_run import paint
 from tiny import tiny_model
 
 QUICK = ("--set", "reverse.start=6", "--set", "reverse.steps=2", "--set", "refinement.loss=none")
-QUICK += ("--glass", "stain", "--device", "cpu", "--no-report")
+QUICK += ("--glass", "stain", "--device", "cpu", "--precision", "fp32", "--no-report")
 
 
 @pytest.fixture(scope="module")

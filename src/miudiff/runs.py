@@ -11,7 +11,9 @@ Systems that learn from both stains (`classifier`, `cut`, `asp`) take H&E from `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -116,18 +118,41 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         write_bytes(config.out / "run.yaml", to_yaml(config).encode())
         say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
     accelerator.wait_for_everyone()
+    with leaving(accelerator):
+        _learn(config, tiles, accelerator, say)
+        accelerator.wait_for_everyone()
+    return config.out / "weights"
+
+
+def _learn(
+    config: RunConfig, tiles: Dataset[Any], accelerator: Accelerator, say: Callable[[str], None]
+) -> None:
     learner = learner_of(config, accelerator)
     loop = LoopConfig(config.steps, config.batch_size, config.log_every, config.save_every, config.workers)
     train(learner, tiles, collate, config.out, loop, accelerator, say)
-    weights = config.out / "weights"
-    if main:
-        learner.export(weights)
-        say(f"weights: {weights}")
-        if isinstance(learner, MILearner) and config.held_out:
-            _say_curve(learner, config, say)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()  # a process that leaves the others' group open may abort as they exit
-    return weights
+    if not accelerator.is_main_process:
+        return
+    learner.export(config.out / "weights")
+    say(f"weights: {config.out / 'weights'}")
+    if isinstance(learner, MILearner) and config.held_out:
+        _say_curve(learner, config, say)
+
+
+@contextlib.contextmanager
+def leaving(accelerator: Accelerator) -> Iterator[None]:
+    """Leave the process group afterwards, however it ends; whatever learned must be of no frame that is still running.
+
+    Order matters: the last to hold the group must not be a learner's network, which takes the group down without giving up the
+    interpreter's lock, while the group's own thread may wait for it; and a group that outlives the interpreter aborts the process.
+    """
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the learner
+        raise
+    finally:
+        accelerator.free_memory()
+        accelerator.end_training()
 
 
 def accelerator_on(placement: Placement) -> Accelerator:
