@@ -1,7 +1,7 @@
 """Where the work runs and how precisely: chosen once, said in the log, never changed silently.
 
-bf16 is taken where it is faster: on CUDA cards that have it, and on processors with AMX, in channels-last layout (measured 3.3
-times the fp32 forward pass on one with AMX, 1.4 times without channels-last). Elsewhere fp32.
+bf16 is taken where it is faster: on CUDA cards that have it, and on processors with AMX or AVX-512 BF16, in channels-last layout
+(measured: 3.3 and 2.0 times the fp32 forward pass; 1.4 times with AMX without channels-last). Elsewhere fp32.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def place(device: str = "auto", precision: Precision = "auto") -> Placement:
         return Placement(
             chosen, "bf16" if fast else "fp32", "the card has bf16" if fast else "the card has no bf16"
         )
-    if chosen.type == "cpu" and has_amx():
-        return Placement(chosen, "bf16", "the processor has AMX")
+    if chosen.type == "cpu" and (unit := bf16_unit()):
+        return Placement(chosen, "bf16", f"the processor has {unit}")
     return Placement(chosen, "fp32", "no fast bf16 here")
 
 
@@ -116,9 +116,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.search(words, str(error), re.IGNORECASE) is not None
 
 
-def has_amx() -> bool:
-    """Whether the processor multiplies bf16 tiles (Linux; elsewhere False)."""
+def bf16_unit() -> str | None:
+    """What of the processor multiplies bf16 faster than fp32 (Linux; elsewhere None)."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
+        return None
+    return next((name for flag, name in _BF16_UNITS.items() if flag in flags), None)
+
+
+_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
