@@ -142,6 +142,13 @@ def test_the_official_split_is_that_of_the_folders_and_warns_of_mist():
     assert leaks(split, digests={})[0].parts == ("train", "val")
 
 
+def test_parts_that_somebody_made_by_slide_are_not_warned_of():
+    fields = [(f"{i}M21_0_{i}", f"{i}M21", "train" if i < 4 else "val") for i in range(6)]
+    assert official_split(dataset(fields)).warnings == ()
+    assert official_split(dataset([*fields, ("nameless", None, "val")])).warnings
+    assert official_split(dataset([*fields, ("0M21_0_9", "0M21", "val")])).warnings
+
+
 def test_no_official_split_is_told():
     with pytest.raises(DataError, match="no official split"):
         official_split(dataset([("a", None, None)], "plain", None))

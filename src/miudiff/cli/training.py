@@ -92,7 +92,15 @@ def assemble(
 
 
 @model_app.command
-def tone(model: Path, *, marker: str, he: str, ihc: str, channel: Literal["luma", "red"] = "luma") -> int:
+def tone(
+    model: Path,
+    *,
+    marker: str,
+    he: str,
+    ihc: str,
+    channel: Literal["luma", "red"] = "luma",
+    keep_ground: bool = True,
+) -> int:
     """Measure the luma curve from H&E to a marker's IHC on two unpaired sets, and put it into a model folder.
 
     Args:
@@ -101,10 +109,11 @@ def tone(model: Path, *, marker: str, he: str, ihc: str, channel: Literal["luma"
         he: A folder of H&E images, or twin:train.
         ihc: A folder of the marker's IHC images, or twin:train.
         channel: What of the H&E is its grey: luma, or red, in which eosin is pale.
+        keep_ground: What of the H&E has no colour stays as bright as it is; else the curve moves every pixel.
     """
     from miudiff.methods.model import add_tone
 
-    curve = add_tone(model, marker, he, ihc, channel)
+    curve = add_tone(model, marker, he, ihc, channel, keep_ground)
     say(
         "  ".join(f"{s:+.2f} -> {t:+.2f}" for s, t in list(zip(curve.source, curve.target, strict=True))[::8])
     )

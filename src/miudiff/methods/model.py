@@ -257,7 +257,9 @@ def from_runs(
     return Model(score, estimator, card, classifier=classifier)
 
 
-def add_tone(folder: Path, marker: str, he: str, ihc: str, channel: Channel = "luma") -> ToneCurve:
+def add_tone(
+    folder: Path, marker: str, he: str, ihc: str, channel: Channel = "luma", keep_ground: bool = True
+) -> ToneCurve:
     """Measure a marker's curve on images of `he` and `ihc` (folders, or "twin:train") and write it into the card.
 
     Raises:
@@ -269,7 +271,7 @@ def add_tone(folder: Path, marker: str, he: str, ihc: str, channel: Channel = "l
     markers = _card(index, path).markers
     if marker not in markers:
         raise ConfigError(f"marker '{marker}': {path} has {', '.join(markers) or 'none'}")
-    curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"), channel)
+    curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"), channel, keep_ground)
     index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
     write_json(path, index)
     return curve
