@@ -16,6 +16,7 @@ from miudiff.images import list_images, read_image
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import load_model, save_model
 from miudiff.methods.sdedit import SDEdit
+from miudiff.methods.tone import ToneCurve
 from miudiff.reproduce import Options
 from miudiff.reproduce.rows import rows_of
 from small_set import TINY, bci, budget_file, make, mist, options, plain
@@ -105,6 +106,34 @@ def test_a_given_model_without_a_curve_gets_that_of_the_training_images(tmp_path
     make(asked)
     assert settings(tmp_path / "out", "miu-diff-tuned-tuned")["tone"] is not None
     assert not load_model(tmp_path / "model").card.tone  # the user's own folder is left alone
+
+
+def test_another_curve_makes_the_rows_anew_that_use_it_and_no_other(tmp_path, budget):
+    model = tiny_model(markers=("HER2",), mpp=None)
+    asked = options(
+        "table1",
+        bci(tmp_path / "bci"),
+        tmp_path / "out",
+        budget,
+        models=(f"set={tmp_path / 'model'}",),
+        only=("SDEdit", "MIU-Diff, tuned"),
+    )
+    times = []
+    for bright in (0.0, 0.5):
+        curve = ToneCurve(source=(-1, 1), target=(bright, 1))
+        save_model(
+            tmp_path / "model", replace(model, card=model.card.model_copy(update={"tone": {"HER2": curve}}))
+        )
+        make(asked)
+        results = tmp_path / "out" / "set" / "results"
+        times.append(
+            [
+                next((results / row / "seed0").glob("*.png")).stat().st_mtime_ns
+                for row in ("sdedit", "miu-diff-tuned-tuned")
+            ]
+        )
+    assert times[0][0] == times[1][0]
+    assert times[0][1] < times[1][1]
 
 
 @pytest.mark.parametrize("given", [False, True])

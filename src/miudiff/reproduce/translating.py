@@ -105,7 +105,9 @@ def _settings(
     row: Row, model: Model | GeneratorModel, marker: str | None, seed: int, placement: Placement
 ) -> dict[str, Any]:
     """All that an image depends on besides its H&E: other settings make other images."""
-    tone = model.tone(marker) if isinstance(model, Model) else None
+    config = row.config.model_dump(mode="json") if row.config else {}
+    toned = config.get("reverse", config).get("tone", False)
+    tone = model.tone(marker) if isinstance(model, Model) and toned else None
     return {
         "weights": f"{model.card.name} {_digest(_parts(row, model))}",
         "marker": marker,
@@ -113,7 +115,7 @@ def _settings(
         "method": row.method,
         "seed": seed,
         "precision": placement.precision,
-        "config": row.config.model_dump(mode="json") if row.config else {},
+        "config": config,
     }
 
 
