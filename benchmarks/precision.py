@@ -7,10 +7,11 @@ import argparse
 import statistics
 import time
 
+from miudiff.data.twin import at_scale, twin_region
 from miudiff.evaluation.fidelity import psnr
-from miudiff.reproduce import held_out_tiles
 from miudiff.stainer import VirtualStainer
 
+SIDE = 128  # pixels; the held-out region is two of them
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--preset", default="tuned")
 parser.add_argument("--seeds", type=int, default=2)
@@ -22,7 +23,8 @@ for precision in ("fp32", "bf16"):
     stainer = VirtualStainer.load(
         preset=arguments.preset, marker="FHL2", device=arguments.device, precision=precision
     )
-    tiles, _ = held_out_tiles(stainer.model.card.mpp)
+    he = at_scale(twin_region("test")[0], stainer.model.card.mpp)
+    tiles = [he[top : top + SIDE, :SIDE] for top in range(0, he.shape[0] - SIDE + 1, SIDE)]
     began = time.perf_counter()
     results[precision] = [
         stainer.translate(t, seed=s, name=str(i)) for s in range(arguments.seeds) for i, t in enumerate(tiles)
