@@ -34,6 +34,12 @@ def settings(out, row, seed=0):
     ]
 
 
+def with_model(folder, budget, *only):
+    """Rows of a BCI case that takes the model in `folder/model`."""
+    models = (f"set={folder / 'model'}",)
+    return options("table1", bci(folder / "bci"), folder / "out", budget, models=models, only=only)
+
+
 # Layouts
 
 
@@ -95,14 +101,7 @@ def test_the_twin_set_takes_a_model_that_is_given_and_says_so(tmp_path, budget):
 
 def test_a_given_model_without_a_curve_gets_that_of_the_training_images(tmp_path, budget):
     save_model(tmp_path / "model", tiny_model(markers=("HER2",), mpp=None))
-    asked = options(
-        "table1",
-        bci(tmp_path / "bci"),
-        tmp_path / "out",
-        budget,
-        models=(f"set={tmp_path / 'model'}",),
-        only=("MIU-Diff, tuned",),
-    )
+    asked = with_model(tmp_path, budget, "MIU-Diff, tuned")
     make(asked)
     assert settings(tmp_path / "out", "miu-diff-tuned-tuned")["tone"] is not None
     assert not load_model(tmp_path / "model").card.tone  # the user's own folder is left alone
@@ -110,14 +109,7 @@ def test_a_given_model_without_a_curve_gets_that_of_the_training_images(tmp_path
 
 def test_another_curve_makes_the_rows_anew_that_use_it_and_no_other(tmp_path, budget):
     model = tiny_model(markers=("HER2",), mpp=None)
-    asked = options(
-        "table1",
-        bci(tmp_path / "bci"),
-        tmp_path / "out",
-        budget,
-        models=(f"set={tmp_path / 'model'}",),
-        only=("SDEdit", "MIU-Diff, tuned"),
-    )
+    asked = with_model(tmp_path, budget, "SDEdit", "MIU-Diff, tuned")
     times = []
     for bright in (0.0, 0.5):
         curve = ToneCurve(source=(-1, 1), target=(bright, 1))

@@ -85,15 +85,11 @@ def official_split(dataset: Dataset) -> Split:
     fields = tuple(field for field in dataset.fields if field.split is not None)
     if not fields:
         raise DataError(f"{dataset.root}: no official split, expected folders such as train and test")
-    mixed = dataset.layout == "mist" and len(dataset.splits) > 1 and not _apart(fields)
-    return Split("official", replace(dataset, fields=fields), warnings=(OFFICIAL_MIST,) if mixed else ())
-
-
-def _apart(fields: Sequence[Field]) -> bool:
-    """Whether every slide is known and in one part, as where somebody made the folders of a sample by slide."""
-    parts = {(field.slide, field.split) for field in fields}
-    slides = [slide for slide, _ in parts]
-    return None not in slides and len(slides) == len(set(slides))
+    official = replace(dataset, fields=fields)
+    # A sample whose folders somebody made by slide is not warned of: no content is read to tell it.
+    apart = all(field.slide is not None for field in fields) and not leaks(official, digests={})
+    mixed = dataset.layout == "mist" and len(dataset.splits) > 1 and not apart
+    return Split("official", official, warnings=(OFFICIAL_MIST,) if mixed else ())
 
 
 def paper_split(dataset: Dataset, seed: int, by: By | None = None) -> Split:
