@@ -27,6 +27,23 @@ Array = NDArray[Any]
 Agree = Callable[..., None]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=1, help="of the robustness trial")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how much the robustness trial tried, and how much of it went wrong."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, ())]
+    told = sorted(
+        (report.nodeid, *value)
+        for report in reports
+        for name, value in report.user_properties
+        if name == "tally"
+    )
+    for test, seed, tried, wrong in told:
+        terminalreporter.write_line(f"{test}: seed {seed}, tried {tried}, failed {wrong}")
+
+
 class Tape:
     """Recorded draws in place of a `noise.NoiseKey`: each call for normal noise takes the next one."""
 
