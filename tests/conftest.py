@@ -33,14 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say how much the robustness trial tried, and how much of it went wrong."""
-    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, ())]
-    told = sorted(
-        (report.nodeid, *value)
-        for report in reports
-        for name, value in report.user_properties
-        if name == "tally"
-    )
-    for test, seed, tried, wrong in told:
+    reports = [r for some in terminalreporter.stats.values() for r in some if hasattr(r, "user_properties")]
+    told = {(r.nodeid, *value) for r in reports for name, value in r.user_properties if name == "tally"}
+    for test, seed, tried, wrong in sorted(told):
         terminalreporter.write_line(f"{test}: seed {seed}, tried {tried}, failed {wrong}")
 
 
