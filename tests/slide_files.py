@@ -39,31 +39,54 @@ def pyramid(pixels: Pixels, count: int) -> list[Pixels]:
     return levels
 
 
-def write_svs(path: Path, levels: Sequence[Pixels], mpp: str = "|MPP = 0.5", tile: int = 256) -> Path:
-    """As an Aperio scanner does: tiled JPEG, a thumbnail as the second page."""
+def shrunk(pixels: Pixels, height: int, width: int) -> Pixels:
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
+
+
+def write_svs(
+    path: Path,
+    levels: Sequence[Pixels],
+    mpp: str = "|MPP = 0.5",
+    tile: int = 256,
+    compression: str | int = "jpeg",
+) -> Path:
+    """As an Aperio scanner does: tiles, a thumbnail as the second page, label and macro image as the last ones.
+
+    Args:
+        compression: "jpeg", or Aperio's own JPEG 2000: 33005 of RGB, 33003 of YCbCr, as which `levels` is then taken.
+    """
     height, width = levels[0].shape[:2]
+    options: dict[str, Any] = {"compressionargs": {"level": 90}} if compression == "jpeg" else {}
     with tifffile.TiffWriter(path) as tiff:
+
+        def extra(name: str, grey: int, size: tuple[int, int], kind: int) -> None:
+            words = f"Aperio Image Library v11.2.1\r\n{name} {size[1]}x{size[0]}"
+            picture = np.full((*size, 3), grey, np.uint8)
+            tiff.write(
+                picture,
+                photometric="rgb",
+                rowsperstrip=16,
+                subfiletype=kind,
+                description=words,
+                metadata=None,
+            )
+
         for i, level in enumerate(levels):
             size = f" -> {level.shape[1]}x{level.shape[0]}" if i else ""
             words = f"Aperio Image Library v11.2.1\r\n{width}x{height} [0,0 {width}x{height}] ({tile}x{tile}){size} JPEG/RGB Q=90"
             tiff.write(
                 level,
                 tile=(tile, tile),
-                compression="jpeg",
-                compressionargs={"level": 90},
+                compression=compression,
                 photometric="rgb",
                 description=f"{words}|AppMag = 20{mpp}",
                 metadata=None,
+                **options,
             )
             if i == 0:
-                thumb = np.full((96, 128, 3), 240, np.uint8)
-                tiff.write(
-                    thumb,
-                    photometric="rgb",
-                    rowsperstrip=16,
-                    description="Aperio Image Library v11.2.1\r\nthumbnail",
-                    metadata=None,
-                )
+                extra("thumbnail", 240, (96, 128), 0)
+        extra("label", 200, (60, 80), 1)
+        extra("macro", 180, (60, 180), 9)
     return path
 
 

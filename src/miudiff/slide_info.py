@@ -19,7 +19,7 @@ from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.overview import TissueMap, describe, tissue_mask
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
-from miudiff.slides.sight import Sight
+from miudiff.slides.sight import Rectangle, Sight, marking
 from miudiff.stainer import VirtualStainer, check_mpp
 
 TILE = 512  # of the result, in pixels
@@ -30,12 +30,14 @@ def tell_slides(
     mpp: float | None,
     load: Callable[[], VirtualStainer] | None,
     say: Callable[[str], None],
+    mark: bool = False,
 ) -> list[str]:
     """Say what each slide holds; returns what is wrong with those that cannot be translated, a line each.
 
     Args:
         mpp: Micrometres per pixel where the files do not state it.
         load: Makes the stainer that time and memory are estimated for; None leaves them out.
+        mark: What cannot be read is counted instead of being an error, as `translate --mark-unreadable` takes it.
 
     Raises:
         ConfigError: No slides.
@@ -52,9 +54,13 @@ def tell_slides(
                 say(str(path))
                 scale = mpp or slide.mpp
                 bright = _not_bright(slide)
-                tissue = None if bright else tissue_mask(slide, scale or 1.0)
+                unreadable: list[Rectangle] = []
+                read = marking(slide, unreadable) if mark else None
+                tissue = None if bright else tissue_mask(slide, scale or 1.0, read)
                 for line in describe(slide, mpp, tissue):
                     say(f"  {line}")
+                if unreadable:
+                    say(f"  damage   {_where(unreadable)} cannot be read")
                 if bright:
                     failed.append(bright)
                     continue
@@ -68,6 +74,13 @@ def tell_slides(
         except MiudiffError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return failed
+
+
+def _where(found: Sequence[Rectangle]) -> str:
+    """The box of level 0 around what cannot be read, which was met while glass was looked for."""
+    left, top = min(at.x for at in found), min(at.y for at in found)
+    right, bottom = max(at.x + at.width for at in found), max(at.y + at.height for at in found)
+    return f"{len(set(found))} places within {left}, {top} to {right}, {bottom}"
 
 
 def _not_bright(slide: Slide) -> str | None:

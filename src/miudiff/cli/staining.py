@@ -220,6 +220,7 @@ def info(
     set_: Change = (),
     device: str = "auto",
     estimate: bool = True,
+    mark_unreadable: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Say what slides hold: size, levels, scale and where it was read, tissue, and what staining them here would take.
 
@@ -232,12 +233,13 @@ def info(
         set_: A change of the preset.
         device: auto, cpu, cuda, cuda:N or mps.
         estimate: Measure a few steps on this machine, and say time and memory.
+        mark_unreadable: Say which places cannot be read and go on, instead of stopping at the first.
     """
     from miudiff.slide_info import tell_slides
     from miudiff.stainer import VirtualStainer
 
     load = partial(VirtualStainer.load, model, preset=preset, changes=set_, marker=marker, device=device)
-    failed = tell_slides(slides, mpp, load if estimate else None, say)
+    failed = tell_slides(slides, mpp, load if estimate else None, say, mark_unreadable)
     for line in failed:
         complain(line)
     if not failed:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+from itertools import product
 
 import numpy as np
 
@@ -48,17 +49,18 @@ def _windows(slide: Slide) -> list[Pixels]:
         level -= 1
     size = slide.levels[level]
     if size.width * size.height <= WHOLE:
-        places = [(0, 0, size.width, size.height)]
-    else:
-        w, h = min(WINDOW, size.width), min(WINDOW, size.height)
-        across = [math.floor((size.width - w) * (i + 0.5) / WINDOWS) for i in range(WINDOWS)]
-        down = [math.floor((size.height - h) * (i + 0.5) / WINDOWS) for i in range(WINDOWS)]
-        places = [(x, y, w, h) for y in down for x in across]
+        with contextlib.suppress(RegionError):  # damage is for those to report who need the place
+            return [slide.read(0, 0, size.width, size.height, level)]
+    w, h = min(WINDOW, size.width), min(WINDOW, size.height)
     windows, failure = [], None
-    for x, y, w, h in places:
+    for i, j in product(range(WINDOWS), repeat=2):
+        y, x = (
+            (side - length) * (2 * n + 1) // (2 * WINDOWS)
+            for side, length, n in ((size.height, h, i), (size.width, w, j))
+        )
         try:
             windows.append(slide.read(x, y, w, h, level))
-        except RegionError as error:  # damage is for those to tell who need the place
+        except RegionError as error:
             failure = error
     if not windows and failure is not None:
         raise failure

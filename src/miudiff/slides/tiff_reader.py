@@ -27,6 +27,7 @@ HELD = 64 * 2**20  # bytes of decoded tiles that are kept
 MICROMETRES = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "in": 25400.0,
 }  # fmt: skip
+APERIO_YCBCR = 33003  # JPEG 2000 of YCbCr, whatever the photometric tag says
 JPEG = (6, 7, 34892, 33007)  # compression tags that need the tables of the page
 
 
@@ -114,7 +115,17 @@ class TiffSlide(Slide):
             array: Any = page.keyframe.decode(data, index, **options)[0]
         except Exception as error:  # the codecs raise many kinds
             raise Unreadable(f"its tile {index} is damaged: {one_line(error)}") from error
-        return np.ascontiguousarray(array[0])
+        tile = np.ascontiguousarray(array[0])
+        return rgb_from_ycbcr(tile) if page.keyframe.compression == APERIO_YCBCR else tile
+
+
+def rgb_from_ycbcr(pixels: Pixels) -> Pixels:
+    """RGB of full-range YCbCr (ITU-R BT.601), uint8 [H, W, 3], rounded as OpenSlide rounds."""
+    luma, blue, red = (pixels[..., i].astype(np.float64) for i in range(3))
+    blue, red = blue - 128, red - 128
+    parts = 1.402 * red, -0.34414 * blue - 0.71414 * red, 1.772 * blue
+    rgb = np.stack([luma + np.floor(part + 0.5) for part in parts], axis=-1)
+    return rgb.clip(0, 255).astype(np.uint8)
 
 
 def _largest(path: Path, tiff: Any) -> Any:
