@@ -115,7 +115,7 @@ def translate(
         source: An image, a slide, a folder, or a CSV of slides with columns slide, mpp and roi.
         target: A file for one image (.ome.tif for a slide), or a folder.
         method: miu-diff by default; a model folder of CUT, FastCUT or ASP says itself which it is.
-        preset: The method's settings: tuned (the default) or paper for MIU-Diff, official (the default) or paper for the others.
+        preset: The method's settings: tuned (the default), thorough or paper for MIU-Diff, official (the default) or paper for the others.
         seed: Same seed, same result.
         model: A model folder, or the model that ships with the package.
         marker: For a model of several markers; its first by default.
@@ -141,7 +141,8 @@ def translate(
         plan(source, target)  # a wrong path is told before seconds are spent on weights
     if not jobs and (unused := slides.asked_for):
         raise ConfigError(f"--{unused}: is for whole slides; {source} is none, and holds none")
-    if mode == "fuse" and method in (None, "miu-diff") and not any("refinement." in word for word in set_):
+    refines = method in (None, "miu-diff") and preset not in (None, "tuned")
+    if mode == "fuse" and refines and not any("refinement." in word for word in set_):
         set_ = (*set_, "refinement.loss=none")
         say("mode fuse: without refinement, which learns from one tile at a time")
     load = partial(

@@ -20,8 +20,8 @@ COMPARED: Mapping[str, str] = {
     "EGSDE": "egsde",
 }
 TABLES: Mapping[str, tuple[str, ...]] = {
-    "table1": ("Eq. 2", "I-guided", "U-guided", "w/o MI", "l2", "w/o PCL", "w/o MI, w/o PCL", "w/o tone"),
-    "table2": ("t0'=80", "t0'=10", "S=500", "S=100"),
+    "table1": ("Eq. 2", "I-guided", "U-guided", "w/o MI", "w/ PCL", "l2", "w/o PCL", "w/o MI, w/o PCL", "w/o tone"),
+    "table2": ("w/ PCL", "t0'=80", "t0'=10", "S=500", "S=100"),
     "figure3": (),
 }
 
@@ -82,11 +82,11 @@ def rows_of(table: str, base: str, reverse_steps: int | None) -> list[Row]:
     )
     presets = [base] if table == "figure3" else sorted(PRESETS)
     whole = [_ours(f"{OURS}, {name}", name, (), reverse_steps) for name in presets]
-    changed = [
-        _ours(name, base, ABLATIONS[name], reverse_steps)
-        for name in TABLES[table]
-        if preset(base, ABLATIONS[name]) != PRESETS[base]
-    ]
+    changed: list[Row] = []
+    for name in TABLES[table]:
+        settings = [PRESETS[base], *(preset(base, ABLATIONS[row.name]) for row in changed)]
+        if preset(base, ABLATIONS[name]) not in settings:
+            changed.append(_ours(name, base, ABLATIONS[name], reverse_steps))
     return [*compared, *whole, *changed]
 
 
