@@ -146,7 +146,8 @@ def test_a_second_run_leaves_what_is_there_untouched_and_adds_what_is_new(he, tm
         (("--seed", 1), "seed"),
         (("--marker", "ER"), "marker"),
         (("--mpp", 0.98), "mpp"),
-        (("--set", "guidance.scale=9"), "config"),
+        (("--set", "guidance.scale=9"), "config.guidance.scale"),
+        (("--mode", "fuse"), "mode"),
     ],
 )
 def test_results_of_other_settings_are_not_taken_for_ones_own(
@@ -241,9 +242,11 @@ def test_one_bad_image_does_not_stop_the_rest_and_is_named(he, tmp_path, transla
     BROKEN[how](write_tissue(he / "aa.png"))
     assert translate(he, tmp_path / "ihc") == 3
     assert names(tmp_path / "ihc") == ["a.png", "b.png"]
-    told = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
-    assert told[0].startswith(f"failed: {he / 'aa.png'}: ")
-    assert told[1] == "2 written, 0 there already, 1 failed"
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1] == "2 written, 0 there already, 1 failed"
+    assert told.err.startswith(f"miudiff: {he / 'aa.png'}: ")
+    assert told.err.count("\n") == 1, "an error is reported once"
+    assert "failed: " not in told.out
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -267,7 +270,7 @@ def test_a_mended_image_is_all_that_the_next_run_makes(he, tmp_path, translate, 
 def test_a_file_that_has_no_known_ending_is_told_before_the_work(he, tmp_path, translate, capsys):
     shutil.copy(he / "a.png", he / "a.dat")
     assert translate(he / "a.dat", tmp_path / "ihc") == 2
-    assert "cannot be written, expected one of .png" in capsys.readouterr().out
+    assert "cannot be written, expected one of .png" in capsys.readouterr().err
     assert translate(he / "a.dat", tmp_path / "ihc.png") == 0
 
 

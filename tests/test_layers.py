@@ -16,6 +16,8 @@ GROUND = {
     "noise",
     "device",
     "progress",
+    "provenance",
+    "locks",
 }  # layer 0: anyone may import these
 LEARNING = {"checkpoints", "data", "training"}
 CORE = {"diffusion", "information", "contrast", "gan"}

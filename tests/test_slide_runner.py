@@ -1,7 +1,9 @@
 """Whole slides through trivial stainers: the same pixels as in one piece, the same bytes whatever interrupts, and nothing invented."""
 
+import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 import tifffile
 
 import miudiff.slides.runner as runner_module
-from miudiff.errors import DataError, SlideError
+from miudiff.errors import DataError, MiudiffError, SlideError
 from miudiff.noise import NoiseKey
 from miudiff.slides.blocks import Encoder
 from miudiff.slides.encoding import Compression
@@ -121,6 +123,75 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
             break
     assert kills
     assert translate(source, folder).read_bytes() == whole
+
+
+def spoiling(after, spoil):
+    """A stainer that does something to the work folder before window number `after`."""
+
+    class Spoiling(PlaceStainer):
+        def stain(self, pieces, keys):
+            if self.count <= after < self.count + len(pieces):
+                spoil()
+            return super().stain(pieces, keys)
+
+    return Spoiling()
+
+
+@pytest.mark.parametrize("after", [9, 25, 39])
+def test_a_folder_that_is_removed_in_mid_job_ends_it_in_one_line(slide_file, tmp_path, after):
+    def remove():  # a thread that writes into it at the same moment may keep it from going at once
+        while (tmp_path / "out").exists():
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    stainer = spoiling(after, remove)
+    with pytest.raises(MiudiffError, match="run the same command again"):
+        translate(slide_file, tmp_path / "out", stainer=stainer)
+    whole = translate(slide_file, tmp_path / "whole")
+    assert translate(slide_file, tmp_path / "out").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["cut", "zeroed", "removed", "noise"])
+@pytest.mark.parametrize("after", [17, 33])
+def test_a_row_that_is_damaged_in_mid_job_never_gets_into_the_result(slide_file, tmp_path, how, after):
+    whole = translate(slide_file, tmp_path / "whole").read_bytes()
+
+    def spoil():
+        for path in (tmp_path / "out" / "w" / "rows").glob("row-*.raw"):
+            with contextlib.suppress(FileNotFoundError):  # it was done with in this moment
+                damage_file(path, how)
+
+    try:
+        translate(slide_file, tmp_path / "out", stainer=spoiling(after, spoil))
+    except MiudiffError as error:
+        assert "run the same command again" in str(error)  # noqa: PT017, it may also end well
+    assert translate(slide_file, tmp_path / "out").read_bytes() == whole
+
+
+@pytest.mark.parametrize("how", ["cut", "zeroed", "removed", "noise"])
+def test_a_row_that_is_damaged_between_two_runs_is_stained_anew(slide_file, tmp_path, how):
+    whole = translate(slide_file, tmp_path / "whole").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        translate(slide_file, tmp_path / "cut", stop_after=20)
+    rows = list((tmp_path / "cut" / "w" / "rows").glob("row-*.raw"))
+    assert rows
+    for path in rows:
+        damage_file(path, how)
+    assert translate(slide_file, tmp_path / "cut").read_bytes() == whole
+
+
+def damage_file(path, how):
+    """Cut short, filled with zeros of the same length, removed, or with some bytes changed."""
+    size = path.stat().st_size
+    if how == "cut":
+        os.truncate(path, size // 2)
+    elif how == "zeroed":
+        path.write_bytes(bytes(size))
+    elif how == "removed":
+        path.unlink()
+    else:
+        with path.open("r+b") as file:
+            file.seek(size * 2 // 3)
+            file.write(b"noise")
 
 
 def test_glass_is_not_stained_and_stays_as_it_is(slide_file, tmp_path):

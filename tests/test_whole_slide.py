@@ -1,6 +1,7 @@
 """`miudiff translate` on whole slides: what is written beside a result, how it goes on, and what is refused in one line."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import tifffile
 
 from miudiff.cli import main
 from miudiff.images import write_image
+from miudiff.locks import lock
 from miudiff.methods.model import save_model
 from miudiff.stainer import VirtualStainer
+from miudiff.whole_slide.record import work_folder
 from slide_run import paint
 from tiny import tiny_model
 
@@ -191,6 +194,65 @@ def test_a_second_process_is_kept_out(model, slide, tmp_path, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "another process is translating" in mistake(capsys, model, slide, tmp_path / "out")
     assert run(model, slide, tmp_path / "out") == 0
+
+
+def test_a_finished_slide_leaves_the_work_of_a_running_process_alone(model, slide, tmp_path, capsys):
+    target = tmp_path / "out" / "case.ome.tif"
+    assert run(model, slide, target) == 0
+    work = work_folder(target)
+    with lock(work / "lock"):  # another process makes it again with --overwrite
+        (work / "rows").mkdir()
+        assert run(model, slide, target) == 2
+        assert "another process" in capsys.readouterr().err
+        assert run(model, slide, target, "--overwrite") == 2
+        assert (work / "rows").is_dir()
+    assert run(model, slide, target) == 0
+    assert not work.exists()
+
+
+def test_slides_that_another_process_is_at_work_on_are_left_to_it(model, tmp_path, capsys):
+    for name in ("a.tif", "b.tif"):
+        make(tmp_path / "in" / name, levels=2)
+    with lock(work_folder(tmp_path / "out" / "a.ome.tif") / "lock"):
+        assert run(model, tmp_path / "in", tmp_path / "out") == 0
+    assert "1 written, 0 there already, 0 failed, 1 left to another process" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "a.ome.tif").exists()
+
+
+def test_a_source_that_was_replaced_by_one_of_the_same_size_is_not_mixed_with_it(
+    model, slide, tmp_path, capsys
+):
+    target = tmp_path / "out" / "case.ome.tif"
+    first = slide.read_bytes()
+    assert run(model, slide, target) == 0
+    at = slide.stat()
+    changed = bytearray(first)
+    changed[-400] ^= 1  # in the data of a tile
+    slide.write_bytes(changed)
+    os.utime(slide, ns=(at.st_atime_ns, at.st_mtime_ns))
+    assert "another source" in mistake(capsys, model, slide, target)
+    target.unlink()
+    work = work_folder(target)
+    work.mkdir()
+    record = json.loads((tmp_path / "out" / "case.json").read_text())
+    (work / "job.json").write_text(json.dumps(record))
+    line = mistake(capsys, model, slide, target)
+    assert "holds work begun with another source" in line
+    assert "has changed" in line
+
+
+def test_a_result_is_not_stained_again(model, slide, tmp_path, capsys):
+    assert run(model, slide, tmp_path / "out" / "case.ome.tif") == 0
+    line = mistake(capsys, model, tmp_path / "out" / "case.ome.tif", tmp_path / "twice" / "case.ome.tif")
+    assert "is itself a virtual stain" in line
+
+
+def test_a_name_too_long_for_what_lies_beside_a_result_fails_before_the_work(model, tmp_path, capsys):
+    make(tmp_path / "in" / f"{'x' * 240}.tif", levels=2)
+    make(tmp_path / "in" / "a.tif", levels=2)
+    line = mistake(capsys, model, tmp_path / "in", tmp_path / "out", code=3)
+    assert "rename the slide" in line
+    assert (tmp_path / "out" / "a.ome.tif").exists()
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(model, slide, tmp_path, capsys, monkeypatch):

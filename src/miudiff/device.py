@@ -32,6 +32,11 @@ class Placement:
         """The context that network calls run in."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of the processor that share a network's sums, which round otherwise in another number; None elsewhere."""
+        return torch.get_num_threads() if self.device.type == "cpu" else None
+
     def __str__(self) -> str:
         name = (
             torch.cuda.get_device_name(self.device)

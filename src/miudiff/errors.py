@@ -28,6 +28,10 @@ class SlideError(DataError):
     """A whole-slide image cannot be read or lacks what is needed."""
 
 
+class BusyError(DataError):
+    """Another process is at work on it."""
+
+
 class NonFiniteError(MiudiffError):
     """Training or a translation met a NaN or an infinity.
 

@@ -8,6 +8,8 @@ line; nothing is ever painted over.
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import io
 import os
 import re
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from miudiff.errors import DataError
@@ -180,21 +183,26 @@ def same_scale(found: float, expected: float, share: float = 0.02) -> bool:
     return abs(found - expected) <= share * expected
 
 
-def write_image(path: str | Path, pixels: Pixels, mpp: float | None = None) -> None:
+def write_image(path: str | Path, pixels: Pixels, mpp: float | None = None, comment: str = "") -> None:
     """Write uint8 [H, W, 3] or [H, W] in the format that the ending of `path` names; the file appears whole or not at all.
 
     JPEG is written at quality 95 without chroma subsampling, because the stain is in the chroma. A TIFF states `mpp`, its
-    micrometres per pixel, if that is given; one named .ome.tif is OME-TIFF.
+    micrometres per pixel, if that is given; one named .ome.tif is OME-TIFF. PNG, JPEG and TIFF carry the comment.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in (".tif", ".tiff"):
-        _write_tiff(path, pixels, mpp)
+        _write_tiff(path, pixels, mpp, comment)
         return
     options: dict[str, dict[str, Any]] = {
         ".jpg": {"quality": 95, "subsampling": 0},
         ".webp": {"lossless": True},
     }
+    if comment:
+        about = PngInfo()
+        about.add_text("Comment", comment)
+        options[".png"] = {"pnginfo": about}
+        options[".jpg"]["comment"] = comment
     options[".jpeg"] = options[".jpg"]
     buffer = io.BytesIO()
     kind = {".jpg": "JPEG"}.get(suffix, suffix[1:].upper())
@@ -204,13 +212,15 @@ def write_image(path: str | Path, pixels: Pixels, mpp: float | None = None) -> N
     write_bytes(path, buffer.getvalue())
 
 
-def _write_tiff(path: Path, pixels: Pixels, mpp: float | None) -> None:
+def _write_tiff(path: Path, pixels: Pixels, mpp: float | None, comment: str) -> None:
     import tifffile
 
     ome = path.name.lower().endswith(OME)
     scale: dict[str, Any] = {}
+    if comment:
+        scale = {"metadata": {"Description": comment}} if ome else {"description": comment, "metadata": None}
     if mpp is not None:
-        scale = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+        scale |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
         if ome:
             sizes = {
                 "PhysicalSizeX": mpp,
@@ -218,7 +228,8 @@ def _write_tiff(path: Path, pixels: Pixels, mpp: float | None) -> None:
                 "PhysicalSizeXUnit": "µm",
                 "PhysicalSizeYUnit": "µm",
             }
-            scale["metadata"] = {"axes": "YXS" if pixels.ndim == 3 else "YX", **sizes}
+            axes = "YXS" if pixels.ndim == 3 else "YX"
+            scale["metadata"] = scale.get("metadata", {}) | {"axes": axes, **sizes}
     with atomic(path) as part:
         tifffile.imwrite(
             part,
@@ -230,6 +241,25 @@ def _write_tiff(path: Path, pixels: Pixels, mpp: float | None) -> None:
         )
 
 
+def read_comment(path: Path) -> str:
+    """What the file says of itself in words, "" where it says nothing or cannot be read."""
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head in TIFF:
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                return tiff.pages[0].description
+        with Image.open(path) as image:
+            comment = image.info.get("Comment", image.info.get("comment", ""))
+        return comment.decode(errors="replace") if isinstance(comment, bytes) else str(comment)
+    except Exception:  # whoever reads the pixels says what is wrong with it
+        return ""
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file that appears whole or not at all, whatever interrupts it."""
     with atomic(path) as part:
@@ -237,26 +267,34 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic(path: str | Path, durable: bool = True) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes `path`'s place when the block ends well, and is removed when it does not.
-
-    Args:
-        durable: Whole after a power cut, too; without it, which is quicker, only whatever happens to the process.
-    """
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes `path`'s place when the block ends well, and is removed when it does not."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(part_name(path, str(os.getpid())))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        if durable:
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):  # its folder may be what could not be written
             part.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes left of writing `path`; whoever calls it is the only one that writes it."""
+    for part in path.parent.glob(part_name(path.with_name(glob.escape(path.name)), "*")):
+        part.unlink(missing_ok=True)
+
+
+def part_name(path: Path, process: str) -> str:
+    """What a process calls `path` while it writes it: hidden, and no longer than a disk allows."""
+    name = os.fsencode(path.name)
+    short = path.name if len(name) < 230 else hashlib.sha256(name).hexdigest()[:16]
+    return f".{short}.{process}.part"
 
 
 def stem(path: Path) -> str:

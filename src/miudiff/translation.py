@@ -1,52 +1,82 @@
 """A file or a folder of H&E images to virtual IHC, each result under its source's name.
 
 Finished means renamed into place: what is there is whole, and the same command skips it and goes on. `translation.json` beside
-the results says how each was made; one of other settings is not taken for this command's. `translation-steps.jsonl` has for each
-image what guidance and refinement did in each step: [t, shift / noise, loss]. One bad file does not stop the rest.
+the results says how each was made; one of other settings, or of another source, is not taken for this command's. Several
+processes with one command share its images: each image is locked while it is made. `translation-steps.jsonl` has for each image
+what guidance and refinement did in each step: [t, shift / noise, loss]. One bad file does not stop the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
 
 from miudiff import __version__
 from miudiff.checkpoints import append_json, read_json, write_json
-from miudiff.errors import CheckpointError, DataError, MiudiffError
-from miudiff.images import SUFFIXES, list_images, read_image, read_scale, same_scale, write_image
+from miudiff.errors import BusyError, CheckpointError, DataError, MiudiffError
+from miudiff.images import (
+    SUFFIXES,
+    list_images,
+    read_comment,
+    read_image,
+    read_scale,
+    remove_parts,
+    same_scale,
+    write_image,
+)
+from miudiff.locks import is_held, lock, lock_of
 from miudiff.methods.sdedit import StepReport
 from miudiff.progress import Progress, duration
+from miudiff.provenance import SOURCE, difference, source_digest
 from miudiff.slides.reader import is_slide
 from miudiff.stainer import VirtualStainer
+
+log = logging.getLogger(__name__)
 
 RECORD = "translation.json"
 STEPS = "translation-steps.jsonl"
 NOTICE = "virtual stain: for research use only, not for diagnosis"
+FREE = ("threads",)  # settings that may differ between a result and the command that finds it
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of each source."""
+    """What became of each source; `elsewhere` are results that another process is making."""
 
-    written: tuple[Path, ...]
-    skipped: tuple[Path, ...]
-    failed: tuple[tuple[Path, str], ...]
+    written: tuple[Path, ...] = ()
+    skipped: tuple[Path, ...] = ()
+    failed: tuple[tuple[Path, str], ...] = ()
+    elsewhere: tuple[Path, ...] = ()
 
     def __add__(self, other: Outcome) -> Outcome:
         """What became of both's sources."""
-        return Outcome(self.written + other.written, self.skipped + other.skipped, self.failed + other.failed)
+        return Outcome(
+            self.written + other.written,
+            self.skipped + other.skipped,
+            self.failed + other.failed,
+            self.elsewhere + other.elsewhere,
+        )
 
     @property
     def exit_code(self) -> int:
         if not self.failed:
             return 0
-        return 3 if self.written or self.skipped else 2
+        return 3 if self.written or self.skipped or self.elsewhere else 2
+
+    def __str__(self) -> str:
+        counts = f"{len(self.written)} written, {len(self.skipped)} there already, {len(self.failed)} failed"
+        left = f", {len(self.elsewhere)} left to another process" if self.elsewhere else ""
+        return counts + left
 
 
 def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -60,7 +90,7 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if target.is_file():
             raise DataError(f"{target}: is a file, expected a folder for the images of {source}")
-        pairs = [(path, target / path.name) for path in list_images(source) if not is_slide(path)]
+        pairs = [(path, target / path.name) for path in he_images(source)]
     elif target.suffix.lower() in SUFFIXES and not target.is_dir():
         pairs = [(source, target)]
     elif target.suffix[1:].isalpha() and not target.exists():
@@ -69,12 +99,48 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
         )
     else:
         pairs = [(source, target / source.name)]
+    if not source.is_dir():
+        refuse_result(source)
     for path, result in pairs:
         if result.exists() and result.samefile(path):
             raise DataError(
                 f"{result}: is the source itself; give another target, so that the H&E image is kept"
             )
     return pairs
+
+
+def he_images(folder: Path) -> list[Path]:
+    """The images of a folder that are neither slides nor results of an earlier translation, which the log counts.
+
+    Raises:
+        DataError: No such folder, or no such images in it.
+    """
+    images = [path for path in list_images(folder) if not is_slide(path)]
+    known = _results_in(folder)
+    results = {path for path in images if path.name in known or NOTICE in read_comment(path)}
+    if results and len(results) == len(images):
+        raise DataError(f"{folder}: holds virtual stains alone, expected H&E images")
+    if results:
+        log.warning("%s: %d virtual stains in it are left out", folder, len(results))
+    return [path for path in images if path not in results]
+
+
+def refuse_result(path: Path) -> None:
+    """Refuse to stain a virtual stain, which its record beside it or a word in the file tells.
+
+    Raises:
+        DataError: It is one.
+    """
+    if path.name in _results_in(path.parent) or NOTICE in read_comment(path):
+        raise DataError(f"{path}: is itself a virtual stain, expected an H&E image")
+
+
+def _results_in(folder: Path) -> frozenset[str]:
+    """The names of the images that a folder's record tells of."""
+    try:
+        return frozenset(_read_record(folder / RECORD).images)
+    except DataError:  # most often there is none
+        return frozenset()
 
 
 def has_images(source: Path) -> bool:
@@ -101,51 +167,132 @@ def translate_files(
         mpp: Micrometres per pixel of the sources; None takes what a file states, or else its pixels as they are, and says so.
 
     Raises:
-        DataError: Nothing to do, `target` holds results of other settings, or a result cannot be written: a full disk
-            would fail each image that follows after all the work on it.
+        DataError: Nothing to do, `target` holds results of other settings or sources, or a result cannot be written: a full
+            disk would fail each image that follows after all the work on it.
+        BusyError: Another process is making some of the results with other settings.
     """
     pairs = plan(source, target)
     folder = pairs[0][1].parent
     settings = _settings(stainer, mpp, seed)
-    _same_settings(folder / RECORD, settings, [p for _, p in pairs], overwrite)
-    if overwrite or not all(result.exists() for _, result in pairs):
-        _check_writable(folder)
-    written: list[Path] = []
-    skipped: list[Path] = []
-    failed: list[tuple[Path, str]] = []
-    began = time.monotonic()
-    for number, (path, result) in enumerate(pairs, 1):
-        if result.exists() and not overwrite:
-            skipped.append(result)
-            continue
+    if not overwrite:
+        _refuse_other(folder / RECORD, settings, pairs)
+        if all(result.exists() for _, result in pairs):
+            return Outcome(skipped=tuple(result for _, result in pairs))
+    _check_writable(folder)
+    work = _Work(stainer, folder, settings, mpp, seed, overwrite, say)
+    outcome = Outcome()
+    with _announced(folder, settings, [result.name for _, result in pairs]):
+        for number, (path, result) in enumerate(pairs, 1):
+            done = work.translate(path, result)
+            outcome += done
+            if done.written:
+                each = (time.monotonic() - work.began) / len(outcome.written)
+                left = duration(each * (len(pairs) - number))
+                say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left} left")
+    return outcome
+
+
+class _Work:
+    """Translates images into one folder with one command's settings."""
+
+    def __init__(
+        self,
+        stainer: VirtualStainer,
+        folder: Path,
+        settings: dict[str, Any],
+        mpp: float | None,
+        seed: int,
+        overwrite: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.stainer, self.folder, self.settings = stainer, folder, settings
+        self.mpp, self.seed, self.overwrite, self.say = mpp, seed, overwrite, say
+        self.began, self._began_at = time.monotonic(), time.time()
+
+    def translate(self, path: Path, result: Path) -> Outcome:
+        """One image, unless its result is there or another process is making it."""
+        if self._is_done(result):
+            return Outcome(skipped=(result,))
+        with lock(lock_of(result)) as held:
+            if held is None:
+                self.say(f"{path.name}: left to another process")
+                return Outcome(elsewhere=(result,))
+            if self._is_done(result):  # another process finished it between our look and our lock
+                return Outcome(skipped=(result,))
+            remove_parts(result)
+            return self._translate(path, result)
+
+    def _is_done(self, result: Path) -> bool:
+        """Whether the result is there; what this command is to overwrite is there once a process that shares it has made it."""
+        try:
+            made = result.stat().st_mtime
+        except OSError:
+            return False
+        return not self.overwrite or made > self._began_at
+
+    def _translate(self, path: Path, result: Path) -> Outcome:
         try:
             pixels = read_image(path)
             if result.suffix.lower() not in SUFFIXES:
                 raise DataError(
                     f"{result}: cannot be written, expected one of {', '.join(SUFFIXES)}; name the target"
                 )
-            scale, told = _scale(path, mpp, stainer)
-            rows, columns = stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
-            say(
+            digest = source_digest(path)
+            scale, told = _scale(path, self.mpp, self.stainer)
+            rows, columns = self.stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
+            self.say(
                 f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
             )
-            steps = _Steps(stainer.steps(rows, columns), Progress("steps", say))
-            if stainer.reverse is not None:
-                stainer.reverse.watch = steps
-            ihc = stainer.translate(pixels, scale, seed, path.name)
+            steps = _Steps(self.stainer.steps(rows, columns), Progress("steps", self.say))
+            if self.stainer.reverse is not None:
+                self.stainer.reverse.watch = steps
+            ihc = self.stainer.translate(pixels, scale, self.seed, path.name)
         except MiudiffError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
-            failed.append((path, message))
-            say(f"failed: {message}")
-            continue
-        _record(folder / RECORD, settings, result.name, {"source": str(path), "mpp": scale})
-        append_json(folder / STEPS, {"image": result.name, "seed": seed, "steps": steps.log})
-        write_image(result, ihc, scale)
-        written.append(result)
-        each = (time.monotonic() - began) / len(written)
-        left = duration(each * (len(pairs) - number))
-        say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left} left")
-    return Outcome(tuple(written), tuple(skipped), tuple(failed))
+            log.error("%s", message)
+            return Outcome(failed=((path, message),))
+        entry = {"source": str(path), SOURCE: digest, "mpp": scale}
+        with lock(self.folder / ".translation.lock", wait=True):
+            _record(self.folder / RECORD, self.settings, result.name, entry)
+            append_json(self.folder / STEPS, {"image": result.name, "seed": self.seed, "steps": steps.log})
+        write_image(result, ihc, scale, NOTICE)
+        return Outcome(written=(result,))
+
+
+@contextlib.contextmanager
+def _announced(folder: Path, settings: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
+    """Tell other processes what this one makes in a folder, for as long as it is at work.
+
+    Raises:
+        BusyError: Another process is making one of these with other settings.
+    """
+    mine = folder / f".translation-{socket.gethostname()}-{os.getpid()}.lock"
+    with contextlib.ExitStack() as stack:
+        with lock(folder / ".translation.lock", wait=True):  # one looks and announces at a time
+            for other in folder.glob(".translation-*.lock"):
+                if other != mine and is_held(other):
+                    _refuse_rival(other, settings, names)
+                elif other != mine:
+                    other.unlink(missing_ok=True)  # of a process that was killed
+            mine.unlink(missing_ok=True)  # of a killed process that had this one's number
+            file = stack.enter_context(lock(mine))
+            assert file is not None  # no other process has this one's number
+            file.write(json.dumps({"settings": settings, "names": list(names)}))
+            file.flush()
+        yield
+
+
+def _refuse_rival(path: Path, settings: dict[str, Any], names: Sequence[str]) -> None:
+    try:
+        other = read_json(path)
+        shared = sorted({*names} & {*other["names"]})
+        changed = difference(settings, other["settings"], FREE)
+    except (CheckpointError, KeyError, TypeError):
+        return
+    if shared and changed:
+        raise BusyError(
+            f"{path.parent / shared[0]}: another process is making it with {changed}; wait for it, or give another target"
+        )
 
 
 def _check_writable(folder: Path) -> None:
@@ -154,7 +301,9 @@ def _check_writable(folder: Path) -> None:
     if not nearest.is_dir():
         raise DataError(f"{folder}: cannot be written ({nearest} is a file)")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: cannot be written (no leave to write in {nearest}); give another target")
+        raise DataError(
+            f"{folder}: cannot be written (no permission to write in {nearest}); give another target"
+        )
 
 
 class _Steps:
@@ -196,24 +345,28 @@ def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str
         "mpp": mpp,
         "seed": seed,
         "glass": stainer.glass,
+        "mode": stainer.mode,
         "precision": stainer.placement.precision,
+        "threads": stainer.placement.threads,
         "method": stainer.name,
         "config": stainer.config.model_dump(mode="json") if stainer.config else {},
     }  # values as JSON gives them back, to be compared
 
 
-def _same_settings(path: Path, settings: dict[str, Any], results: Sequence[Path], overwrite: bool) -> None:
-    if overwrite or not path.exists():
+def _refuse_other(path: Path, settings: dict[str, Any], pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Refuse results that are there and were made with other settings or of another source."""
+    if not path.exists():
         return
     record = _read_record(path)
-    for result in results:
-        if result.name not in record.images or not result.exists():
+    for source, result in pairs:
+        entry = record.images.get(result.name)
+        if entry is None or not result.exists():
             continue  # somebody's own file is skipped like a finished one
-        before = record.runs[record.images[result.name]["run"]]
-        changed = [key for key in settings if before.get(key) != settings[key]]
-        if changed:
+        made_of = {key: (entry.model_extra or {}).get(key) for key in ("source", SOURCE)}
+        now = settings | {"source": str(source), SOURCE: source_digest(source)}
+        if changed := difference(now, record.runs[entry.run] | made_of, (*FREE, "source")):
             raise DataError(
-                f"{result}: was made with another '{changed[0]}' ({path.name}); give another target, or --overwrite"
+                f"{result}: was made with {changed} ({path.name}); give another target, or --overwrite"
             )
 
 
@@ -221,15 +374,23 @@ def _record(path: Path, settings: dict[str, Any], name: str, entry: dict[str, An
     """Note how the result `name` is made: its entry names one of the `runs`, since files of several can share a folder."""
     before = _read_record(path) if path.exists() else _Record()
     runs = before.runs if settings in before.runs else [*before.runs, settings]
-    images = before.images | {name: entry | {"run": runs.index(settings)}}
+    images = {other: known.model_dump() for other, known in before.images.items()}
+    images[name] = entry | {"run": runs.index(settings)}
     write_json(path, {"notice": NOTICE, "runs": runs, "images": images})
+
+
+class _Entry(BaseModel):
+    """How one image was made: which of the runs made it, its source and that one's scale."""
+
+    model_config = ConfigDict(extra="allow")
+    run: StrictInt
 
 
 class _Record(BaseModel):
     """What `RECORD` holds: settings of runs, and for each image which of them made it."""
 
     runs: list[dict[str, Any]] = []
-    images: dict[str, dict[str, Any]] = {}
+    images: dict[str, _Entry] = {}
 
 
 def _read_record(path: Path) -> _Record:
@@ -239,6 +400,6 @@ def _read_record(path: Path) -> _Record:
         raise DataError(
             f"{path}: is no record of `miudiff translate`; move it away, or give another target"
         ) from error
-    if any(entry.get("run") not in range(len(record.runs)) for entry in record.images.values()):
+    if any(entry.run not in range(len(record.runs)) for entry in record.images.values()):
         raise DataError(f"{path}: names runs that it does not hold; move it away, or give another target")
     return record

@@ -94,7 +94,8 @@ class CommandLine:
     def __call__(self, *words: str | Path) -> Ended:
         """Run one command."""
         process = self._running()
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         line = json.dumps([os.fsencode(str(word)).hex() for word in words]) + "\n"
         process.stdin.write(line.encode())
         process.stdin.flush()
@@ -148,4 +149,3 @@ class Tally:
         wrong = self.wrong or []
         shown = "\n".join(wrong[:20])
         assert not wrong, f"seed {self.seed}: {len(wrong)} of {self.tried} went wrong\n{shown}"
-

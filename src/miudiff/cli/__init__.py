@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
+    _log_to_stderr()
     sys.exit(
         _exit_code(
             lambda: app(
@@ -30,6 +32,20 @@ def main(arguments: list[str] | None = None) -> None:
             )
         )
     )
+
+
+class _Complain(logging.Handler):
+    """Writes each record as one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("miudiff")
+    if not any(isinstance(handler, _Complain) for handler in log.handlers):
+        log.addHandler(_Complain())
+        log.propagate = False
 
 
 def _with_address(arguments: list[str] | None) -> list[str]:

@@ -167,17 +167,14 @@ def translate(
     say(
         f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, {stainer.name}{f' {preset}' if preset else ''}, seed {seed}, {stainer.placement}; {NOTICE}"
     )
-    outcome = Outcome((), (), ())
+    outcome = Outcome()
     if images:
         outcome += translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
     if jobs:
         outcome += stain_slides(
             stainer, load, jobs, slides.options(seed, overwrite), slides.cluster, slides.workers, say
         )
-    say(f"{len(outcome.written)} written, {len(outcome.skipped)} there already, {len(outcome.failed)} failed")
-    if outcome.failed:
-        more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
-        complain(f"{outcome.failed[0][1]}{more}")
+    say(str(outcome))
     return outcome.exit_code
 
 

@@ -20,7 +20,17 @@ COMPARED: Mapping[str, str] = {
     "EGSDE": "egsde",
 }
 TABLES: Mapping[str, tuple[str, ...]] = {
-    "table1": ("Eq. 2", "I-guided", "U-guided", "w/o MI", "w/ PCL", "l2", "w/o PCL", "w/o MI, w/o PCL", "w/o tone"),
+    "table1": (
+        "Eq. 2",
+        "I-guided",
+        "U-guided",
+        "w/o MI",
+        "w/ PCL",
+        "l2",
+        "w/o PCL",
+        "w/o MI, w/o PCL",
+        "w/o tone",
+    ),
     "table2": ("w/ PCL", "t0'=80", "t0'=10", "S=500", "S=100"),
     "figure3": (),
 }

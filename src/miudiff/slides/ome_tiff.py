@@ -7,14 +7,13 @@ is written once, and both name it.
 
 from __future__ import annotations
 
-import glob
 import uuid
 from itertools import accumulate, chain
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from miudiff.errors import SlideError
-from miudiff.images import atomic
+from miudiff.images import atomic, remove_parts
 from miudiff.slides import bigtiff as tiff
 from miudiff.slides.pyramid import Block, BlockStore, Layout
 
@@ -47,8 +46,7 @@ def assemble(
         [store.tiles(level, row) for row in range(layout.rows(level))] for level in range(len(layout.levels))
     ]
     description = _describe(layout, mpp, name, identity, notice)
-    for killed in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        killed.unlink(missing_ok=True)  # what a killed run left would fill the disk with every try
+    remove_parts(path)  # what a killed run left would fill the disk with every try
     with atomic(path) as part, part.open("wb") as file:
         file.write(_directories(store, blocks, mpp, description))
         for block in chain.from_iterable(blocks):

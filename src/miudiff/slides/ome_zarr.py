@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from miudiff.errors import DataError
+from miudiff.images import part_name
 from miudiff.slides.pyramid import BlockStore, Layout
 
 COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
@@ -39,9 +39,9 @@ def export_zarr(store: BlockStore, path: str | Path, mpp: float | None, name: st
     path = Path(path)
     if path.exists() and not (path / "zarr.json").is_file():
         raise DataError(f"{path}: is there and no OME-Zarr image; remove it or name another folder")
-    for killed in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    for killed in path.parent.glob(part_name(path, "*")):
         shutil.rmtree(killed, ignore_errors=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(part_name(path, str(os.getpid())))
     try:
         group = zarr.open_group(part, mode="w", zarr_format=3)
         for level in range(len(store.layout.levels)):

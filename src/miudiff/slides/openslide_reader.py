@@ -62,6 +62,7 @@ class OpenSlideSlide(Slide):
             _scale(path, properties),
             properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER, ""),
         )
+        self.fingerprint = properties.get(openslide.PROPERTY_NAME_QUICKHASH1, "")
         self._handle: openslide.OpenSlide | None = handle
         self._exact = handle.level_downsamples
         self._lock = threading.Lock()

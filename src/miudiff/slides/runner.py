@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from miudiff.errors import DataError, SlideError
 from miudiff.images import Pixels, atomic
 from miudiff.noise import NoiseKey
 from miudiff.slides.blocks import Encoder
@@ -74,11 +76,18 @@ class Here:
 
 
 class RowStore:
-    """Stained rows of windows on disk: `row-NNNNN.raw`, uint8 [n, h, w, 3], and what could not be read beside it."""
+    """Stained rows of windows on disk, each a file that is whole or does not count, and what could not be read beside it.
+
+    row-NNNNN.raw       MAGIC, a CRC-32 for each window, the CRC-32 of all that, then uint8 [n, h, w, 3]
+    row-NNNNN.json      rectangles of level 0 that could not be read
+    """
+
+    MAGIC = b"miudiff row 1\n\0\0"
 
     def __init__(self, folder: Path, sight: Sight) -> None:
         self.folder, self.sight = folder, sight
         self._windows: dict[int, list[Window]] = {}
+        self._held: dict[int, NDArray[np.uint8]] = {}
 
     def windows(self, row: int) -> list[Window]:
         """The windows of a row that are stained, a function of the slide and the settings."""
@@ -97,28 +106,58 @@ class RowStore:
         return found
 
     def has(self, row: int) -> bool:
+        """Whether the row is there and whole, to its last byte."""
         try:
-            return self._path(row).stat().st_size == self._bytes(row)
-        except OSError:
+            self._load(row)
+            self.bad(row)
+        except SlideError:
             return False
+        return True
 
     def write(self, row: int, stained: list[Pixels], bad: list[Rectangle]) -> None:
-        """Keep a whole row; the note of what could not be read is there before it."""
+        """Keep a whole row; the note of what could not be read is there before it.
+
+        Raises:
+            DataError: It cannot be written, or the folder is gone and with it the rows before.
+        """
+        if not self.folder.is_dir():
+            raise DataError(f"{self.folder}: vanished while it was in use; run the same command again")
         if bad:
             write_rectangles(self._path(row).with_suffix(".json"), bad)
-        with atomic(self._path(row), durable=False) as part, part.open("wb") as file:
-            file.writelines(np.ascontiguousarray(pixels).data for pixels in stained)
+        parts = [np.ascontiguousarray(pixels).data for pixels in stained]
+        head = self.MAGIC + np.array([zlib.crc32(part) for part in parts], "<u4").tobytes()
+        with atomic(self._path(row)) as path, path.open("wb") as file:
+            file.write(head + zlib.crc32(head).to_bytes(4, "little"))
+            file.writelines(parts)
 
     def read(self, row: int) -> NDArray[np.uint8]:
-        """The stained windows of a row, in the order of `windows`, not held in memory."""
-        shape = (len(self.windows(row)), *self.sight.frame.size, 3)
-        if not shape[0]:
-            return np.zeros(shape, np.uint8)
-        return np.memmap(self._path(row), np.uint8, "r", shape=shape)
+        """The stained windows of a row, uint8 [n, h, w, 3], in the order of `windows`; held until `forget`.
 
-    def _bytes(self, row: int) -> int:
-        height, width = self.sight.frame.size
-        return len(self.windows(row)) * height * width * 3
+        Raises:
+            SlideError: It is not there, or not what was written.
+        """
+        if row not in self._held:
+            self._held[row] = self._load(row)
+        return self._held[row]
+
+    def _load(self, row: int) -> NDArray[np.uint8]:
+        path, count = self._path(row), len(self.windows(row))
+        shape = (count, *self.sight.frame.size, 3)
+        start = len(self.MAGIC) + 4 * count + 4
+        try:
+            data = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise SlideError(
+                f"{path}: cannot be read ({error.strerror}); run the same command again"
+            ) from error
+        head = data[:start].tobytes()
+        whole = len(data) == start + int(np.prod(shape)) and head.startswith(self.MAGIC)
+        if whole and zlib.crc32(head[:-4]).to_bytes(4, "little") == head[-4:]:
+            pixels = data[start:].reshape(shape)
+            sums = np.frombuffer(head[len(self.MAGIC) : -4], "<u4").tolist()
+            if sums == [zlib.crc32(window.data) for window in pixels]:
+                return pixels
+        raise SlideError(f"{path}: damaged; run the same command again, which stains these windows anew")
 
     def bad(self, row: int) -> list[Rectangle]:
         """What of a row could not be read."""
@@ -126,6 +165,7 @@ class RowStore:
 
     def forget(self, before: int) -> None:
         """Delete the pixels of the rows before this one; what could not be read is kept for the record."""
+        self._held = {row: pixels for row, pixels in self._held.items() if row >= before}
         for path in self.folder.glob("row-*.raw"):
             if int(path.stem.removeprefix("row-")) < before:
                 path.unlink(missing_ok=True)
@@ -147,6 +187,7 @@ class Runner:
         self.sight, self.encoder = sight, encoder
         self.rows = RowStore(folder / "rows", sight)
         self._changed = threading.Condition()
+        self._there: set[int] = set()  # rows on disk, seen whole or just written
         self._stopped = False
         self._awaited = 0  # the encoding waits for no row from this one on
 
@@ -160,7 +201,8 @@ class Runner:
         self.rows.folder.mkdir(parents=True, exist_ok=True)
         missing = self.encoder.missing()
         first, last = self._rows_of(missing)
-        todo = [row for row in range(first, last) if not self.rows.has(row)]
+        self._there = {row for row in range(first, last) if self.rows.has(row)}
+        todo = [row for row in range(first, last) if row not in self._there]
         counts = [len(self.rows.windows(row)) for row in range(len(self.sight.frame.tops))]
         total, done = sum(counts), sum(counts) - sum(counts[row] for row in todo)
         progress(done, total)
@@ -198,8 +240,12 @@ class Runner:
         return needed[0].start, needed[1].stop
 
     def _wait_for_encoding(self, row: int) -> None:
-        """Tell that a row is there, and go on once the encoding is not too far behind; what it waits for is there then."""
+        """Tell that a row is there, and go on once the encoding is not too far behind; what it waits for is there then.
+
+        Both threads wait for what they told each other, never for the disk, so no file that vanishes can keep them waiting.
+        """
         with self._changed:
+            self._there.add(row)
             self._changed.notify_all()
             self._changed.wait_for(lambda: row < self._awaited + AHEAD)
 
@@ -211,7 +257,7 @@ class Runner:
                 with self._changed:
                     self._awaited = needed.stop
                     self._changed.notify_all()
-                    self._changed.wait_for(lambda n=needed: self._stopped or all(map(self.rows.has, n)))  # type: ignore[misc]
+                    self._changed.wait_for(lambda n=needed: self._stopped or self._there.issuperset(n))  # type: ignore[misc]
                 if self._stopped:
                     return
                 self.rows.forget(needed.start)

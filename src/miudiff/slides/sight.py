@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from miudiff.errors import SlideError
 from miudiff.images import Pixels, write_bytes
 from miudiff.slides.frame import Box, Frame, Window
 from miudiff.slides.marked import read_marked
@@ -40,8 +41,17 @@ def write_rectangles(path: Path, found: Iterable[Rectangle]) -> None:
 
 
 def read_rectangles(path: Path) -> list[Rectangle]:
-    """What was noted; nothing where there is no note."""
-    return [Rectangle(*at) for at in json.loads(path.read_text())] if path.exists() else []
+    """What was noted; nothing where there is no note.
+
+    Raises:
+        SlideError: The note is damaged.
+    """
+    try:
+        return [Rectangle(*map(int, at)) for at in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SlideError(f"{path}: damaged; remove this file and run the same command again") from error
 
 
 @dataclass(frozen=True)

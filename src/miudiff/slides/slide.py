@@ -59,6 +59,7 @@ class Slide(abc.ABC):
         mpp: Micrometres per pixel of level 0, None if the file does not state them.
         mpp_source: The property or tag that states them, "" if none does.
         objective: The objective's power if the file states it. It is told, never taken for a scale.
+        fingerprint: A word for the content of all files that make up the slide, "" if the reader knows none.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Slide(abc.ABC):
         self.width, self.height = self.levels[0].width, self.levels[0].height
         self.mpp, self.mpp_source = scale.mpp, scale.source
         self.objective = objective
+        self.fingerprint = ""
         self._stamp = _stamp(path)
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> Pixels:

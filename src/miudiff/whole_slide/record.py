@@ -6,6 +6,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import numpy as np
 
 from miudiff import __version__
 from miudiff.checkpoints import read_json, write_json
-from miudiff.errors import CheckpointError, DataError, SlideError
+from miudiff.errors import BusyError, CheckpointError, DataError, SlideError
 from miudiff.images import beside, same_scale, write_bytes
+from miudiff.locks import lock
+from miudiff.provenance import SOURCE, difference, settings_digest, source_digest
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import Slide
 from miudiff.slides.regions import Feature, write_features
@@ -27,6 +30,8 @@ from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 FAILURES = "failures.csv"
 WORK = ".work"
+BESIDE = (".ome.tif.work", ".uncertainty.ome.tif", ".unreadable.geojson")  # the longest names
+LONGEST_NAME = 255  # bytes, of nearly every file system
 
 
 def record_of(
@@ -37,7 +42,7 @@ def record_of(
         "notice": NOTICE,
         "miudiff": __version__,
         "source": str(job.source),
-        "source_bytes": job.source.stat().st_size,
+        SOURCE: source_digest(job.source, slide.fingerprint),
         "width": slide.width,
         "height": slide.height,
         "format": slide.format,
@@ -52,6 +57,7 @@ def record_of(
             "mpp": stainer.model.card.mpp,
         },
         "precision": stainer.placement.precision,
+        "threads": stainer.placement.threads,
         "seed": options.seed,
         "mode": stainer.mode,
         "glass": stainer.glass,
@@ -70,29 +76,47 @@ def _compression(how: Compression) -> str:
 
 
 # What may differ between a result, or what was begun of it, and the command that finds it.
-_FREE = ("source", "regions", "samples", "mpp_source", "unreadable", "tissue_share", "seconds", "notice")
+_FREE = (
+    "source",
+    "regions",
+    "samples",
+    "mpp_source",
+    "unreadable",
+    "tissue_share",
+    "seconds",
+    "notice",
+    "threads",
+)
 
 
 def refuse_other(path: Path, record: dict[str, Any], target: Path) -> None:
-    """Refuse to take a result of other settings for this command's."""
+    """Refuse to take a result of other settings, or of another source, for this command's."""
     try:
         before = read_json(path)
     except CheckpointError:
         return  # somebody's own file is skipped like a finished one
-    if changed := _changed(record, before):
+    if changed := difference(record, before, _FREE):
         raise DataError(
-            f"{target}: was made with another '{changed[0]}' ({path.name}); give another target, or --overwrite"
+            f"{target}: was made with {changed} ({path.name}); give another target, or --overwrite"
         )
 
 
-def _changed(record: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """What of a record was otherwise, and makes another result."""
-    return [key for key in record if key not in _FREE and before.get(key) != record[key]]
+def identity_of(record: dict[str, Any]) -> str:
+    """What a result's bytes follow from, as a digest."""
+    return settings_digest(record, _FREE)
 
 
-def digest(record: dict[str, Any]) -> str:
-    fixed = {key: value for key, value in sorted(record.items()) if key not in _FREE}
-    return hashlib.sha256(repr(fixed).encode()).hexdigest()
+def refuse_long_name(target: Path) -> None:
+    """Refuse a name that leaves no room for those of the files beside the result, before any work.
+
+    Raises:
+        DataError: A name of more than 255 bytes would be needed.
+    """
+    longest = max(len(os.fsencode(beside(target, ending).name)) for ending in BESIDE)
+    if longest > LONGEST_NAME:
+        raise DataError(
+            f"{target.name}: files beside it would have names of {longest} bytes, expected at most {LONGEST_NAME}; rename the slide"
+        )
 
 
 def work_folder(target: Path) -> Path:
@@ -100,41 +124,38 @@ def work_folder(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, record: dict[str, Any], overwrite: bool) -> Iterator[Path]:
-    """The folder of what is unfinished, for this process alone; one of other settings is refused, or begun anew."""
-    path = folder / "job.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a")
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}); give another target") from error
-    with lock:
-        _lock(lock.fileno(), folder)
-        if path.exists():
-            changed = _changed(record, read_json(path))
-            if changed and not overwrite:
-                raise DataError(
-                    f"{folder}: holds work begun with another '{changed[0]}'; give another target, or --overwrite"
-                )
-            if changed:
-                for part in ("rows", "blocks"):
-                    clear(folder / part)
-        write_json(path, record)
+def locked_work_folder(target: Path) -> Iterator[Path]:
+    """The folder of what is unfinished, for this process alone; removed by `clear` before it is let go.
+
+    Raises:
+        BusyError: Another process is translating this slide.
+        DataError: It cannot be written.
+    """
+    folder = work_folder(target)
+    with lock(folder / "lock") as held:
+        if held is None:
+            raise BusyError(f"{folder}: another process is translating this slide; wait for it, or stop it")
         yield folder
 
 
-def _lock(file: int, folder: Path) -> None:
-    """Keep other processes out until this one ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: another process is translating this slide; wait for it, or stop it"
-        ) from error
+def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Note in a work folder what is made in it; work of other settings or of another source is refused, or begun anew.
+
+    Raises:
+        DataError: It holds other work, or cannot be written.
+    """
+    path = folder / "job.json"
+    if path.exists():
+        try:
+            changed = difference(record, read_json(path), _FREE)
+        except CheckpointError as error:
+            changed = f"a record that cannot be read ({error})"
+        if changed and not overwrite:
+            raise DataError(f"{folder}: holds work begun with {changed}; give another target, or --overwrite")
+        if changed:
+            for part in ("rows", "blocks"):
+                clear(folder / part)
+    write_json(path, record)
 
 
 def mark(target: Path, unreadable: Sequence[Rectangle]) -> None:

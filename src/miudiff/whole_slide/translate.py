@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from miudiff.checkpoints import write_json
 from miudiff.cluster import LOCAL, Cluster
-from miudiff.errors import MiudiffError
+from miudiff.errors import BusyError, MiudiffError
 from miudiff.images import beside, stem
 from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
@@ -27,19 +29,23 @@ from miudiff.slides.regions import read_regions
 from miudiff.slides.runner import Here, Runner, Stained, clear
 from miudiff.slides.sight import Sight, marking
 from miudiff.stainer import VirtualStainer
-from miudiff.translation import NOTICE, Outcome
+from miudiff.translation import NOTICE, Outcome, refuse_result
 from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 from miudiff.whole_slide.record import (
     FAILURES,
-    digest,
+    begin,
+    identity_of,
+    locked_work_folder,
     mark,
-    opened,
     record_of,
+    refuse_long_name,
     refuse_other,
     scale_of,
     tell_failures,
     work_folder,
 )
+
+log = logging.getLogger(__name__)
 
 
 def stain_slides(
@@ -78,32 +84,48 @@ def translate_slides(
     Args:
         stained: Who stains the windows, given the slide's noise; this process by default.
     """
-    written: list[Path] = []
-    skipped: list[Path] = []
-    failed: list[tuple[Path, str]] = []
+    outcome = Outcome()
     for number, job in enumerate(jobs, 1):
         if len(jobs) > 1:
             say(f"slide {number}/{len(jobs)}: {job.source}")
-        try:
-            made = [
-                translate_slide(stainer, one, replace(options, seed=seed), say, stained)
-                for one, seed in _samples(job, options)
-            ]
-        except MiudiffError as error:
-            message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
-            failed.append((job.source, message))
-            say(f"failed: {message}")
-            continue
-        (written if any(made) else skipped).append(job.target)
-        if options.report and (any(made) or not beside(job.target, ".report.html").exists()):
-            try:
-                make_report(job.target, say, job.roi)
-            except MiudiffError as error:  # the result itself is whole
-                failed.append((job.source, f"{job.target}: no report ({error})"))
-                say(f"failed: {failed[-1][1]}")
+        outcome += _translate_job(stainer, job, options, say, stained, alone=len(jobs) == 1)
     if len(jobs) > 1:
-        tell_failures(jobs[0].target.parent / FAILURES, failed)
-    return Outcome(tuple(written), tuple(skipped), tuple(failed))
+        tell_failures(jobs[0].target.parent / FAILURES, outcome.failed)
+    return outcome
+
+
+def _translate_job(
+    stainer: VirtualStainer,
+    job: SlideJob,
+    options: SlideOptions,
+    say: Callable[[str], None],
+    stained: Callable[[NoiseKey], Stained] | None,
+    alone: bool,
+) -> Outcome:
+    """One slide with its samples and its report; what is wrong with it is in the outcome."""
+    try:
+        made = [
+            translate_slide(stainer, one, replace(options, seed=seed), say, stained)
+            for one, seed in _samples(job, options)
+        ]
+    except MiudiffError as error:
+        if isinstance(error, BusyError) and not alone:
+            say(f"left to another process: {job.source}")
+            return Outcome(elsewhere=(job.target,))
+        message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
+        return _failed(job, message)
+    outcome = Outcome(written=(job.target,)) if any(made) else Outcome(skipped=(job.target,))
+    if options.report and (any(made) or not beside(job.target, ".report.html").exists()):
+        try:
+            make_report(job.target, say, job.roi)
+        except MiudiffError as error:  # the result itself is whole
+            outcome += _failed(job, f"{job.target}: no report ({error})")
+    return outcome
+
+
+def _failed(job: SlideJob, message: str) -> Outcome:
+    log.error("%s", message)
+    return Outcome(failed=((job.source, message),))
 
 
 def translate_slide(
@@ -117,20 +139,26 @@ def translate_slide(
 
     Raises:
         SlideError: It cannot be read, is no brightfield slide, or states no scale.
+        BusyError: Another process is at work on it.
         DataError: The target holds, or was begun with, something else, or cannot be written.
         KeyboardInterrupt: Ctrl-C; the same command goes on.
     """
+    refuse_result(job.source)
+    refuse_long_name(job.target)
     with open_slide(job.source) as slide:
         check_brightfield(slide)
         mpp, told = scale_of(slide, job.mpp, stainer.model.card.mpp)
         record = record_of(stainer, slide, job, mpp, told, options)
-        path = beside(job.target, ".json")
-        if job.target.exists() and not options.overwrite:
-            refuse_other(path, record, job.target)
-            clear(work_folder(job.target))
+        if stained is not None:
+            record["threads"] = 1  # as Ray starts its workers
+        if _is_done(job, record, options) and not work_folder(job.target).exists():
             return False
         frame = frame_of(slide.width, slide.height, mpp, stainer.model.card.mpp, stainer)
-        with opened(work_folder(job.target), record, options.overwrite) as folder:
+        with locked_work_folder(job.target) as folder:
+            if _is_done(job, record, options):  # by another process meanwhile, or before a kill
+                clear(folder)
+                return False
+            begin(folder, record, options.overwrite)
             began = time.monotonic()
             sight = _look(slide, frame, mpp, stainer, job, options)
             say(
@@ -144,17 +172,26 @@ def translate_slide(
                 runner.run(engine, Progress("windows", say))
                 encoder.complete()
                 record |= {"unreadable": runner.unreadable, "tissue_share": _tissue_share(sight)}
-                record["samples"] = sorted(
-                    f"{p.parent.name}/{p.name}" for p in _samples_folder(job.target).glob("*.ome.tif")
-                )
-                mark(job.target, runner.unreadable)
+            record["samples"] = sorted(
+                f"{p.parent.name}/{p.name}" for p in _samples_folder(job.target).glob("*.ome.tif")
+            )
+            mark(job.target, record["unreadable"])
             name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
-            write_json(path, record | {"seconds": round(time.monotonic() - began, 1)})
+            record["seconds"] = round(time.monotonic() - began, 1)
+            write_json(beside(job.target, ".json"), record)
             if options.zarr:
                 export_zarr(store, beside(job.target, ".ome.zarr"), mpp, name, NOTICE)
-            assemble(store, job.target, mpp, name, digest(record), NOTICE)
-        clear(work_folder(job.target))
+            assemble(store, job.target, mpp, name, identity_of(record), NOTICE)
+            clear(folder)
     say(f"{job.target}: written")
+    return True
+
+
+def _is_done(job: SlideJob, record: dict[str, Any], options: SlideOptions) -> bool:
+    """Whether the result is there; one of other settings is refused."""
+    if options.overwrite or not job.target.exists():
+        return False
+    refuse_other(beside(job.target, ".json"), record, job.target)
     return True
 
 
