@@ -24,7 +24,7 @@ from miudiff.slides.reader import open_slide, read_scaled
 from miudiff.stains import combine_stains, rgb_from_hdab
 from miudiff.viewer import Case, create_app, find_cases
 from miudiff.viewer.sheets import Sheet, lay_out
-from miudiff.viewer.tiles import OVERLAP, SIDE, Place, Slides, dab, doubt, halvings, read_tile
+from miudiff.viewer.tiles import OVERLAP, SIDE, Place, Slides, dab, doubt, encode, halvings, read_tile
 from viewer_server import ask, serving
 
 
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(folder):
-    with serving(create_app(find_cases(None, folder), folder)) as number:
+    with serving(create_app(find_cases(folder.parent, folder), folder)) as number:
         yield number
 
 
@@ -72,7 +72,7 @@ def test_two_files_are_a_case_with_the_record_that_lies_there(folder):
 
 
 def test_a_folder_is_the_results_whose_records_name_their_sources(folder):
-    a, b, c = find_cases(None, folder)
+    a, b, c = find_cases(folder.parent, folder)
     assert [case.name for case in (a, b, c)] == ["a", "b", "c"]
     assert a.he == folder.parent / "a.ome.tif"
     assert b.he is None
@@ -204,7 +204,7 @@ def decoded(content):
 def test_the_dab_layer_shows_the_dab_that_was_put_in_and_no_hematoxylin():
     amounts = np.zeros((64, 64, 2))
     amounts[:, :32, 0], amounts[:32, :, 1] = 0.5, 0.6
-    shown = decoded(dab(combine_stains(amounts, rgb_from_hdab)))
+    shown = decoded(encode(dab(combine_stains(amounts, rgb_from_hdab)))[0])
     expected = combine_stains(amounts[..., 1:], rgb_from_hdab[1:2]).astype(int)
     inside = np.abs(shown - expected)[4:28, 4:28], np.abs(shown - expected)[36:60, 36:60]
     assert max(part.max() for part in inside) <= 4  # of JPEG and of 8 bits
@@ -212,7 +212,7 @@ def test_the_dab_layer_shows_the_dab_that_was_put_in_and_no_hematoxylin():
 
 def test_the_uncertainty_layer_lets_certain_places_through():
     level = np.array([[[0] * 3, [100] * 3, [255] * 3]], np.uint8)
-    alpha = decoded(doubt(level))[0, :, 3]
+    alpha = decoded(encode(doubt(level))[0])[0, :, 3]
     assert alpha[0] == 0
     assert alpha[1] / alpha[2] == pytest.approx(100 / 255, abs=0.01)
 

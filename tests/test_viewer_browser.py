@@ -89,7 +89,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def origin(results):
-    with serving(create_app(find_cases(None, results), results)) as port:
+    with serving(create_app(find_cases(results.parent, results), results)) as port:
         yield f"http://127.0.0.1:{port}"
 
 
