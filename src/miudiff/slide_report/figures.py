@@ -211,7 +211,7 @@ def _with_bar(shown: Pixels, scale: Scale, titles: tuple[str, str], percent: boo
 def _value(value: float, percent: bool) -> str:
     if not np.isfinite(value):
         return MISSING
-    return f"{100 * value:.2g} %" if percent else f"{value:.3g}"
+    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
 
 
 def _outline(

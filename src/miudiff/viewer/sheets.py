@@ -75,6 +75,8 @@ def open_role(case: Case, path: Path, slides: Slides) -> Slide:
     """
     slide = slides.get(_real(case, path))
     case.allowed.check(slide)
+    if _real(case, path) != slide.path:  # while it was opened the path has been led elsewhere
+        raise SlideError(f"{path}: {OUTSIDE}")
     return slide
 
 

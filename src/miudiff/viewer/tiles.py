@@ -86,6 +86,8 @@ class Slides:
                 self._open.move_to_end(path)
                 return self._open[path][1]
             slide = open_slide(path)
+            if version(path) != now:
+                raise SlideError(f"{path}: changed while it was opened; ask again")
             self._open[path] = now, slide
             while len(self._open) > HELD:
                 # Not closed here: a thread may be reading from it, and it closes with its last reader.
