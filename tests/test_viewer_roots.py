@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import socket
 import time
@@ -262,6 +263,20 @@ def test_a_reader_who_takes_nothing_is_let_go_and_a_slow_one_is_not(shelf, impat
         assert rest < 30_000_000
         for connection in (idle, slow):
             connection.close()
+
+
+def test_nonsense_after_a_request_is_no_fault_of_the_application(shelf, caplog):
+    request = b"POST /case/0/data HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    logger = logging.getLogger("uvicorn.error")
+    with serving(create_app(find_cases(None, shelf), shelf)) as port:
+        logger.addHandler(caplog.handler)
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(request)
+                assert closed(connection)
+        assert ask(port, "/")[0] == 200
+        logger.removeHandler(caplog.handler)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_browser_that_keeps_its_connection_asks_again(shelf, impatient):

@@ -62,7 +62,7 @@ def flat(colour: tuple[int, int, int]) -> np.ndarray:
 
 @contextlib.contextmanager
 def complaints(tally: Tally) -> Iterator[None]:
-    """Count what the server logs as an error: a traceback that its user would see."""
+    """Count what the server logs as an error, a traceback that its user would see; begun once it runs."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = records.append  # type: ignore[method-assign]
@@ -276,7 +276,7 @@ def hostile_request(rng: random.Random, shelf: Path) -> bytes:
 
 def try_requests(shelf: Path, tally: Tally, count: int) -> None:
     rng = random.Random(tally.seed)
-    with complaints(tally), serving(create_app(find_cases(None, shelf), shelf)) as port:
+    with serving(create_app(find_cases(None, shelf), shelf)) as port, complaints(tally):
         for number in range(count):
             request = hostile_request(rng, shelf)
             body = raw(port, request)
@@ -341,13 +341,12 @@ def plant(rng: random.Random, shelf: Path) -> str:
 
 def try_links(shelf: Path, tally: Tally, count: int) -> None:
     rng = random.Random(tally.seed)
-    with complaints(tally):
-        for _ in range(count):
-            early = plant(rng, shelf)
-            with serving(create_app(find_cases(None, shelf), shelf)) as port:
-                late = plant(rng, shelf)
-                for path, body in ask_all(port, 2):
-                    tally.add(f"{early}; {late}; {path}", wrong(body))
+    for _ in range(count):
+        early = plant(rng, shelf)
+        with serving(create_app(find_cases(None, shelf), shelf)) as port, complaints(tally):
+            late = plant(rng, shelf)
+            for path, body in ask_all(port, 2):
+                tally.add(f"{early}; {late}; {path}", wrong(body))
 
 
 def test_links_lead_nowhere(shelf: Path, tally: Tally):
@@ -394,7 +393,7 @@ def try_load(shelf: Path, tally: Tally, seconds: float) -> None:
                 statuses.add(status)
                 tally.add(path, wrong(body) or ("" if status in (200, 404, 500) else f"status {status}"))
 
-    with complaints(tally), serving(create_app(find_cases(None, shelf), shelf)) as port:
+    with serving(create_app(find_cases(None, shelf), shelf)) as port, complaints(tally):
         work = [threading.Thread(target=look, args=(port, random.Random(rng.random()))) for _ in range(6)]
         work.append(threading.Thread(target=meddle, args=(random.Random(rng.random()), shelf, until)))
         for thread in work:
@@ -424,7 +423,7 @@ def test_half_open_connections_end_and_keep_nobody_out(shelf: Path, tally: Tally
     monkeypatch.setattr(server, "PATIENCE", 2.0)
     rng = random.Random(tally.seed)
     whole = b"GET /case/0/data HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40\r\n\r\nbody"
-    with complaints(tally), serving(create_app(find_cases(None, shelf), shelf)) as port:
+    with serving(create_app(find_cases(None, shelf), shelf)) as port, complaints(tally):
         waiting = []
         for _ in range(400):
             connection = socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -492,7 +491,7 @@ def try_records(shelf: Path, tally: Tally, miudiff: CommandLine, count: int) -> 
         told = f"record {number} {text[:200]}"
         (shelf / "a.json").write_text(text)
         (shelf / "translation.json").write_text(f'{{"runs": [{text}], "images": {{"a.ome.tif": {text}}}}}')
-        with complaints(tally), serving(create_app(find_cases(None, shelf), shelf)) as port:
+        with serving(create_app(find_cases(None, shelf), shelf)) as port, complaints(tally):
             status, _, body = ask(port, "/")
             listed = status == 200 and b'aria-label="Open b"' in body
             tally.add(told, "" if listed else f"gallery {status}")

@@ -148,9 +148,10 @@ class Pages:
 
     def report(self, request: Request) -> Response:
         _, case = self._case(request)
-        if case.report is None:
+        report = case.report  # asked for once: what lies beside a result may come and go
+        if report is None:
             raise HTTPException(404)
-        return HTMLResponse(_read(case, case.report), headers={**FRESH, "Content-Security-Policy": REPORT})
+        return HTMLResponse(_read(case, report), headers={**FRESH, "Content-Security-Policy": REPORT})
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]

@@ -37,11 +37,15 @@ class Impatient(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        try:
-            super().data_received(data)
-        except h11.LocalProtocolError:  # nonsense in mid-answer, which no answer fits
-            self.transport.abort()
+        super().data_received(data)
         self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state is h11.IDLE:
+            super().send_400_response(msg)
+        else:  # nonsense after a request: its answer has nowhere to go now
+            self.cycle.disconnected = True
+            self.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -63,7 +63,8 @@ def version_of(case: Case, role: str, path: Path) -> str:
         SlideError: It may not be served.
         OSError: It is gone.
     """
-    return version(_real(case, path)) + (version(case.regions) if role == "ihc" and case.regions else "")
+    regions = case.regions if role == "ihc" else None
+    return version(_real(case, path)) + (version(regions) if regions else "")
 
 
 def open_role(case: Case, path: Path, slides: Slides) -> Slide:
@@ -86,8 +87,11 @@ def regions_of(case: Case, role: str, slide: Slide) -> Regions | None:
     Raises:
         SlideError: The regions cannot be read.
     """
-    path = case.allowed.real(case.regions) if role == "ihc" and case.regions else None
-    return None if path is None else _read_regions(path, version(path), slide.width, slide.height)
+    found = case.regions if role == "ihc" else None
+    if found is None:
+        return None
+    path = _real(case, found)
+    return _read_regions(path, version(path), slide.width, slide.height)
 
 
 @functools.lru_cache(16)
@@ -216,15 +220,15 @@ def _notes(case: Case, placed: Mapping[str, Sheet]) -> list[str]:
 def _unreadable(case: Case, placed: Mapping[str, Sheet]) -> tuple[list[Any], list[str]]:
     """Rings of the regions that could not be read, in shares of the field's width, and a note if they cannot be shown."""
     sheet = next((s for s in (placed["he"], placed.get("ihc")) if s is not None and not s.error), None)
-    unreadable = case.allowed.real(case.unreadable) if case.unreadable is not None else None
-    if unreadable is None or sheet is None:
+    found = case.unreadable
+    if found is None or sheet is None:
         return [], []
     # Their places are level-0 pixels of the slide that was read, whose size the record knows when it is gone.
     width, height = case.facts.get("width"), case.facts.get("height")
     if sheet.role == "he" or not (is_size(width) and is_size(height)):
         width, height = sheet.width, sheet.height
     try:
-        regions = read_regions(unreadable, width, height)
+        regions = read_regions(_real(case, found), width, height)
     except SlideError as error:
         return [], [f"The regions that could not be read cannot be shown: {error}"]
     unit = sheet.share / width
