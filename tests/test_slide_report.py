@@ -1,6 +1,9 @@
 """The report beside a virtual slide: numbers of slides that are known, files that others open, mistakes in one line."""
 
+import base64
 import csv
+import html
+import io
 import json
 import re
 import tracemalloc
@@ -8,6 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from miudiff.errors import SlideError
 from miudiff.evaluation.cells import WEAK, cell_mask, find_bars
@@ -20,7 +24,7 @@ from miudiff.slide_report.parts import Drawn, Squares
 from miudiff.slide_report.plane import COARSEST, Plane, plane_of
 from miudiff.slides.overview import TissueMap
 from miudiff.slides.reader import open_slide
-from miudiff.slides.regions import Polygon, Regions, read_regions
+from miudiff.slides.regions import Feature, Polygon, Regions, read_regions, write_features
 from miudiff.slides.slide import Level, Scale, Slide
 from miudiff.stains import combine_stains, dab_map, rgb_from_hdab
 
@@ -431,6 +435,58 @@ def test_a_report_is_the_same_every_time_and_leaves_nothing_of_an_earlier_one(tm
     assert not (tmp_path / "case.uncertainty.ome.tif").exists()
 
 
+def pictures(page):
+    """The pictures of a page by their titles, uint8 [H, W, 3]."""
+    found = re.findall(r'<h3>([^<]*)</h3>\s*<img src="data:[^,]*,([^"]*)"', page)
+    return {
+        html.unescape(title): np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+        for title, content in found
+    }
+
+
+def test_pictures_show_the_regions_and_nothing_else(tmp_path):
+    virtual = flat(1024, 2048, (204, 204, 204))
+    virtual[300:500, 200:600] = BLUE
+    virtual[350:400, 250:300] = BROWN
+    ring = np.array([(200, 300), (600, 300), (600, 500), (200, 500)], float)
+    result = case(tmp_path, virtual, regions="/gone/drawn.geojson")
+    write_features(tmp_path / "case.roi.geojson", [Feature("tumour", [[ring]])])
+    _, found, page = report(result)
+    assert [row["region"] for row in found["regions"]] == ["tumour"]
+    shown = pictures(page)
+    assert {"H&E", "Virtual Ki67", "Regions", "Mean DAB", "Positive area"} < set(shown)
+    for title, picture in shown.items():
+        height, width = picture.shape[:2]
+        # 400 x 200 pixels in squares of 32
+        assert width / height == pytest.approx(416 / 224, rel=0.02), title
+        white = (picture > 250).all(-1).mean()
+        assert white < 0.25 or title in ("Mean DAB", "Positive area", "Ki-67 index by region"), title
+    virtual = shown["Virtual Ki67"].astype(int)
+    assert (np.abs(virtual - 204).max(-1) < 6).mean() < 0.01
+    assert (np.abs(virtual - BLUE).max(-1) < 12).mean() > 0.6
+    factor = virtual.shape[1] / 416
+    y, x = np.nonzero(np.abs(virtual - BROWN).max(-1) < 25)
+    assert (x.mean() / factor + 192, y.mean() / factor + 288) == pytest.approx((275, 375), abs=2)
+    y, x = np.nonzero(shown["Positive area"][..., 0] < 100)
+    factor = shown["Positive area"].shape[1] / 416
+    assert (x.mean() / factor + 192, y.mean() / factor + 288) == pytest.approx((275, 375), abs=20)
+
+
+def test_regions_that_have_changed_are_not_taken_for_those_that_were_translated(tmp_path):
+    roi = {"type": "Polygon", "coordinates": [[[0, 0], [90, 0], [90, 99], [0, 99]]]}
+    (tmp_path / "roi.geojson").write_text(json.dumps(roi))
+    result = case(tmp_path, flat(256, 256), regions="roi.geojson", regions_sha256="0" * 16)
+    with pytest.raises(SlideError, match=r"roi.geojson: no such file, or has changed"):
+        make_report(result, print)
+
+
+def test_a_name_that_is_no_text_is_shown_by_its_bytes(tmp_path):
+    result = case(tmp_path, flat(256, 256), source=str(tmp_path / "caf\udce9.tif"))
+    said, _, page = report(result)
+    assert "the H&E is not there" in said[0]
+    assert r"caf\udce9.tif" in page
+
+
 def truncated(folder):
     result = case(folder, flat(256, 256))
     result.write_bytes(result.read_bytes()[:200])
@@ -468,6 +524,19 @@ def with_record(text):
         (lambda folder: case(folder, flat(256, 256), regions="gone.geojson"), "gone.geojson: no such file"),
         (with_record('{"miudiff": "0", "source": "he.tif", "mpp": "half"}'), "mpp 'half'"),
         (with_record('{"miudiff": "0", "source": "he.tif", "unreadable": [[1, 2]]}'), "unreadable"),
+        (
+            with_record('{"miudiff": "0", "source": "he.tif", "mpp": 1e-300}'),
+            "mpp 1e-300, expected 0.01 to 20",
+        ),
+        (
+            with_record('{"miudiff": "0", "source": "he.tif", "mpp": 1' + 400 * "0" + "}"),
+            "larger than a float",
+        ),
+        (with_record('{"miudiff": "0", "source": "he.tif", "mpp": NaN}'), "a number that is not finite"),
+        (with_record('{"miudiff": "0", "source": "\\ud800.tif"}'), "half of a surrogate pair"),
+        (with_record('{"miudiff": "0", "source": ["he.tif"]}'), "expected the name of a file"),
+        (with_record('{"a":' * 100_000 + "1" + "}" * 100_000), "nested too deeply"),
+        (with_record('{"a":' * 400 + "1" + "}" * 400), "nested too deeply"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_file(tmp_path, make, expected):

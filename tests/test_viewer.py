@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,12 +20,27 @@ import tifffile
 from PIL import Image
 
 from miudiff.errors import ConfigError, DataError
-from miudiff.images import write_image
+from miudiff.images import beside, write_image
+from miudiff.slide_report.plane import Plane
+from miudiff.slide_report.uncertainty import write_uncertainty
 from miudiff.slides.reader import open_slide, read_scaled
+from miudiff.slides.regions import Feature, write_features
+from miudiff.slides.result import UNCERTAINTY
 from miudiff.stains import combine_stains, rgb_from_hdab
 from miudiff.viewer import Case, create_app, find_cases
 from miudiff.viewer.sheets import Sheet, lay_out
-from miudiff.viewer.tiles import OVERLAP, SIDE, Place, Slides, dab, doubt, halvings, read_tile
+from miudiff.viewer.tiles import (
+    OVERLAP,
+    SIDE,
+    STRONGEST,
+    Place,
+    Slides,
+    dab,
+    doubt,
+    encode,
+    halvings,
+    read_tile,
+)
 from viewer_server import ask, serving
 
 
@@ -59,7 +75,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(folder):
-    with serving(create_app(find_cases(None, folder), folder)) as number:
+    with serving(create_app(find_cases(folder.parent, folder), folder)) as number:
         yield number
 
 
@@ -72,7 +88,7 @@ def test_two_files_are_a_case_with_the_record_that_lies_there(folder):
 
 
 def test_a_folder_is_the_results_whose_records_name_their_sources(folder):
-    a, b, c = find_cases(None, folder)
+    a, b, c = find_cases(folder.parent, folder)
     assert [case.name for case in (a, b, c)] == ["a", "b", "c"]
     assert a.he == folder.parent / "a.ome.tif"
     assert b.he is None
@@ -204,7 +220,7 @@ def decoded(content):
 def test_the_dab_layer_shows_the_dab_that_was_put_in_and_no_hematoxylin():
     amounts = np.zeros((64, 64, 2))
     amounts[:, :32, 0], amounts[:32, :, 1] = 0.5, 0.6
-    shown = decoded(dab(combine_stains(amounts, rgb_from_hdab)))
+    shown = decoded(encode(dab(combine_stains(amounts, rgb_from_hdab)))[0])
     expected = combine_stains(amounts[..., 1:], rgb_from_hdab[1:2]).astype(int)
     inside = np.abs(shown - expected)[4:28, 4:28], np.abs(shown - expected)[36:60, 36:60]
     assert max(part.max() for part in inside) <= 4  # of JPEG and of 8 bits
@@ -212,9 +228,93 @@ def test_the_dab_layer_shows_the_dab_that_was_put_in_and_no_hematoxylin():
 
 def test_the_uncertainty_layer_lets_certain_places_through():
     level = np.array([[[0] * 3, [100] * 3, [255] * 3]], np.uint8)
-    alpha = decoded(doubt(level))[0, :, 3]
+    alpha = decoded(encode(doubt(level))[0])[0, :, 3]
     assert alpha[0] == 0
     assert alpha[1] / alpha[2] == pytest.approx(100 / 255, abs=0.01)
+
+
+def write_spread(path, spread, most):
+    """The uncertainty of squares as the report writes it, beside a result of `path`'s name."""
+    rows, columns = spread.shape
+    plane = Plane(columns * 16, rows * 16, 1, 0.5, 16)
+    write_uncertainty(beside(path, UNCERTAINTY), spread, plane, most)
+    write_image(path, noise(plane.height, plane.width), 0.5)
+    return Case("x", None, path)
+
+
+def test_uncertainty_is_as_opaque_on_the_page_as_the_report_found_it(tmp_path):
+    spread = np.array([[np.nan, 0.0, 0.05, 0.1], [0.2, 0.4, 0.02, np.nan]])
+    case = write_spread(tmp_path / "x.ome.tif", spread, 0.2)
+    with serving(create_app([case])) as number:
+        sheet = json.loads(ask(number, "/case/0/data")[2])["sheets"]["uncertainty"]
+        status, headers, body = ask(number, "/case/0/tile/uncertainty/0/0_0")
+    assert (status, headers["content-type"], sheet["error"]) == (200, "image/png", "")
+    side = sheet["width"] // 4
+    alpha = decoded(body)[side // 2 :: side, side // 2 :: side, 3]
+    shares = np.array([[0, 0, 0.25, 0.5], [1, 1, 0.1, 0]])
+    np.testing.assert_allclose(alpha, 255 * STRONGEST * shares, atol=1)
+
+
+def with_regions(folder, name, rings, **more):
+    """A result of a square and what is around it, with its regions in a file of this name."""
+    write_image(folder / "x.ome.tif", np.full((600, 900, 3), 90, np.uint8), 0.5)
+    features = [Feature("tumour", [[np.array(ring, float) for ring in rings]])]
+    write_features(folder / name, features)
+    content = {"miudiff": "0.1.0", "source": None, "regions": "/gone/drawn.geojson"}
+    (folder / "x.json").write_text(json.dumps(content | more))
+    return find_cases(None, folder / "x.ome.tif")
+
+
+SQUARE = [(100, 100), (400, 100), (400, 300), (100, 300)]
+HOLE = [(200, 150), (250, 150), (250, 200), (200, 200)]
+
+
+def test_what_lies_outside_of_the_translated_regions_is_transparent(tmp_path):
+    cases = with_regions(tmp_path, "x.roi.geojson", [SQUARE, HOLE])
+    expected = np.zeros((600, 900), bool)
+    expected[100:300, 100:400] = True
+    expected[150:200, 200:250] = False
+    with serving(create_app(cases)) as number:
+        assert json.loads(ask(number, "/case/0/data")[2])["sheets"]["ihc"]["clipped"] is True
+        for layer in ("ihc", "ihc-dab"):
+            status, headers, body = ask(number, f"/case/0/tile/{layer}/0/0_0")
+            assert (status, headers["content-type"]) == (200, "image/png")
+            np.testing.assert_array_equal(decoded(body)[..., 3] == 255, expected[:513, :513])
+            assert set(np.unique(decoded(body)[..., 3])) == {0, 255}
+        assert (decoded(ask(number, "/case/0/tile/ihc/0/1_1")[2])[..., 3] == 0).all()
+        small = decoded(ask(number, "/case/0/thumbnail/ihc")[2])[..., 3] == 255
+        np.testing.assert_array_equal(small, expected[::2, ::2])
+
+
+def test_regions_that_change_are_shown_as_they_are_now(tmp_path):
+    cases = with_regions(tmp_path, "x.roi.geojson", [SQUARE])
+    with serving(create_app(cases)) as number:
+        before = [json.loads(ask(number, "/case/0/data")[2])["sheets"]["ihc"]["version"]]
+        before.append(ask(number, "/case/0/tile/ihc/0/0_0")[1]["etag"])
+        write_features(tmp_path / "x.roi.geojson", [Feature("other", [[np.array(HOLE, float)]])])
+        after = [json.loads(ask(number, "/case/0/data")[2])["sheets"]["ihc"]["version"]]
+        after.append(ask(number, "/case/0/tile/ihc/0/0_0")[1]["etag"])
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+def test_regions_that_are_gone_leave_the_result_as_it_is_and_it_is_said(tmp_path):
+    cases = with_regions(tmp_path, "another.geojson", [SQUARE])
+    with serving(create_app(cases)) as number:
+        data = json.loads(ask(number, "/case/0/data")[2])
+        assert ask(number, "/case/0/tile/ihc/0/0_0")[1]["content-type"] == "image/jpeg"
+    assert data["sheets"]["ihc"]["clipped"] is False
+    assert any("their file is not here (/gone/drawn.geojson)" in note for note in data["notes"])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_file_that_the_record_names_counts_while_it_is_the_same(tmp_path, same):
+    digest = "0" * 16
+    if same:
+        with_regions(tmp_path, "drawn.geojson", [SQUARE])
+        digest = hashlib.sha256((tmp_path / "drawn.geojson").read_bytes()).hexdigest()[:16]
+    (case,) = with_regions(tmp_path, "drawn.geojson", [SQUARE], regions_sha256=digest)
+    assert case.regions == (tmp_path / "drawn.geojson" if same else None)
 
 
 def test_every_kind_of_slide_shows(shared, tmp_path):

@@ -19,8 +19,12 @@ from PIL import Image
 from scipy import ndimage
 
 from miudiff.images import write_image
+from miudiff.slide_report.plane import Plane
+from miudiff.slide_report.uncertainty import write_uncertainty
+from miudiff.slides.regions import Feature, write_features
 from miudiff.stains import combine_stains, rgb_from_hdab
 from miudiff.viewer import Case, create_app, find_cases
+from miudiff.viewer.tiles import DOUBT, STRONGEST
 from viewer_server import serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: it drives the browser")
@@ -89,7 +93,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def origin(results):
-    with serving(create_app(find_cases(None, results), results)) as port:
+    with serving(create_app(find_cases(results.parent, results), results)) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -468,6 +472,52 @@ def test_the_real_stain_and_the_uncertainty_are_shown_on_demand(browser, results
         assert certain.max() <= middle + 15  # the map is coarse: a pixel of it is 20 of the screen
         assert green.min() >= middle - 15
         page.close()
+
+
+def test_the_most_uncertain_square_of_a_report_is_the_greenest_on_the_screen(browser, tmp_path):
+    spread = np.linspace(0, 0.2, 24).reshape(4, 6)
+    spread[:, 0] = np.nan  # no tissue
+    plane = Plane(6 * 64, 4 * 64, 1, 0.5, 64)
+    write_uncertainty(tmp_path / "x.uncertainty.ome.tif", spread, plane, 0.2)
+    write_image(tmp_path / "x.ome.tif", np.full((256, 384, 3), GROUND, np.uint8), 0.5)
+    with serving(create_app([Case("x", None, tmp_path / "x.ome.tif")])) as port:
+        page = browser.new_page(viewport={"width": 1000, "height": 600}, reduced_motion="reduce")
+        page.goto(f"http://127.0.0.1:{port}/#192,128,1,side,uncertainty")
+        settle(page)
+        pixels = shot(page, "#right .view")
+        page.close()
+    top, left = pixels.shape[0] / 2 - 128, pixels.shape[1] / 2 - 192
+    middles = np.array(
+        [[pixels[int(top + 64 * r + 32), int(left + 64 * c + 32)] for c in range(6)] for r in range(4)]
+    )
+    np.testing.assert_allclose(middles[:, 0], np.broadcast_to(GROUND, (4, 3)), atol=3)
+    share = np.nan_to_num(spread / 0.2)[..., None] * STRONGEST
+    np.testing.assert_allclose(middles, (1 - share) * GROUND + share * DOUBT, atol=4)
+
+
+def test_what_lies_outside_of_the_regions_shows_the_page_or_the_h_and_e(browser, results, tmp_path):
+    ihc = np.full((600, 840, 3), 204, np.uint8)
+    ihc[200:400, 300:600] = BROWN
+    write_image(tmp_path / "x.ome.tif", ihc, IHC_MPP)
+    ring = np.array([(300, 200), (600, 200), (600, 400), (300, 400)], float)
+    write_features(tmp_path / "x.roi.geojson", [Feature("tumour", [[ring]])])
+    facts = {"regions": "drawn.geojson"}
+    case = Case("x", results.parent / "a.ome.tif", tmp_path / "x.ome.tif", facts=facts)
+    with serving(create_app([case])) as port:
+        page = browser.new_page(viewport={"width": 1000, "height": 600}, reduced_motion="reduce")
+        page.goto(f"http://127.0.0.1:{port}/")
+        settle(page)
+        right = shot(page, "#right .view")
+        page.goto(f"http://127.0.0.1:{port}/case/0/#840,600,0.4,opacity")
+        page.reload()
+        settle(page)
+        page.keyboard.press("]")
+        over = shot(page, "#stage")
+        page.close()
+    grey, brown = ((np.abs(right - colour).max(-1) <= 6).mean() for colour in ((204,) * 3, BROWN))
+    assert grey < 0.002
+    assert brown > 0.02
+    assert (np.abs(over - PINK).max(-1) <= 6).mean() > 0.2  # the H&E, with nothing grey over it
 
 
 def test_a_result_without_its_source_is_shown_alone(browser, results):

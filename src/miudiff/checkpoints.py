@@ -7,7 +7,9 @@ or not at all (`images.atomic`), so a run killed at any moment finds its last wh
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +31,8 @@ class Part(Protocol):
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # what diffusers calls them, so that it finds them
 STATE = re.compile(r"state-(\d{8})\.pt")
+LARGEST_JSON = 64 * 2**20  # bytes; the record of 100,000 images has about 30 MB
+DEEPEST_JSON = 64
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Part], keep: int = 2) -> Path:
@@ -184,17 +188,49 @@ def append_json(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object of bounded size and depth, whose numbers a float holds and whose strings can be written.
 
     Raises:
-        CheckpointError: Not there, or not a JSON object.
+        CheckpointError: Not there, or not such an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe would keep the reader waiting
+            raise CheckpointError(f"{path}: cannot be read (not a regular file)")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_JSON + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON ({error})") from error
+    if len(data) > LARGEST_JSON:
+        raise CheckpointError(f"{path}: more than {LARGEST_JSON:,} bytes, which no JSON of miudiff has")
+    try:
+        content = json.loads(data.decode())
+        _check_values(content, DEEPEST_JSON)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CheckpointError(f"{path}: is not JSON ({reason})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return content
+
+
+def _check_values(content: Any, depth: int) -> None:
+    """Refuse what Python's reader takes and what later fails in arithmetic, in printing or in recursion.
+
+    Raises:
+        ValueError: It is of that kind.
+    """
+    if isinstance(content, str):
+        try:
+            os.fsencode(content)  # a file's name that is no text passes
+        except UnicodeEncodeError as error:
+            raise ValueError("a string with half of a surrogate pair") from error
+    elif isinstance(content, int | float):
+        if not abs(content) <= sys.float_info.max:
+            raise ValueError("a number that is not finite, or larger than a float can be")
+    elif content is not None:
+        if not depth:
+            raise RecursionError
+        for each in content:
+            _check_values(each, depth - 1)
+        for value in content.values() if isinstance(content, dict) else ():
+            _check_values(value, depth - 1)

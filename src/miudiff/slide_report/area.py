@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from miudiff.slides.marked import read_marked
 from miudiff.slides.overview import TissueMap, tissue_mask
 from miudiff.slides.regions import Polygon, Regions, read_regions
 from miudiff.slides.scaled import Read
-from miudiff.slides.slide import Slide
+from miudiff.slides.slide import Slide, is_optical
 
 GUESSED = 0.5  # µm per pixel, to find the glass of a slide whose scale nobody knows
 
@@ -68,7 +69,7 @@ def area_of(case: Case, plane: Plane) -> Area:
     of = case.he or case.virtual
     model = case.record.get("model")
     of_model = model.get("mpp") if isinstance(model, dict) else None
-    mpp = case.mpp or (of_model if isinstance(of_model, int | float) and of_model > 0 else GUESSED)
+    mpp = case.mpp or (of_model if is_optical(of_model) else GUESSED)
     size = (case.virtual.width, case.virtual.height)
     drawn = read_regions(case.roi, *size) if case.roi is not None else None
     return Area(plane, tissue_mask(of, float(mpp), around_damage(of)), drawn, _lost(case, size))
@@ -85,7 +86,7 @@ def _lost(case: Case, size: tuple[int, int]) -> Regions | None:
         boxes = np.array(case.record.get("unreadable") or [], np.float64).reshape(-1, 4)
     except (TypeError, ValueError) as error:
         raise SlideError(
-            f"{case.beside('.json')}: 'unreadable' is {case.record['unreadable']!r}, expected [[x, y, width, height], ...]; "
+            f"{case.beside('.json')}: 'unreadable' is {reprlib.repr(case.record['unreadable'])}, expected [[x, y, width, height], ...]; "
             "translate the slide again"
         ) from error
     polygons = [

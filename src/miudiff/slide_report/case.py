@@ -7,8 +7,8 @@ case.samples/       seedN.ome.tif, one for each sample    case.unreadable.geojso
 from __future__ import annotations
 
 import contextlib
-import math
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from miudiff.checkpoints import read_json
 from miudiff.errors import CheckpointError, SlideError
 from miudiff.images import OME, beside, stem
 from miudiff.slides.reader import open_slide
-from miudiff.slides.slide import Slide
+from miudiff.slides.result import find_regions, is_file, places, regions_named
+from miudiff.slides.slide import COARSEST, FINEST, Slide, is_optical
 
 SAMPLE = re.compile(r"seed(\d+)\.ome\.tiff?")
 
@@ -83,7 +84,7 @@ def open_case(result: Path, say: Callable[[str], None], roi: Path | None = None)
             if record.get(side, size) != size:
                 raise SlideError(
                     f"{result}: {virtual.width} x {virtual.height} pixels, its record {record_path.name} says "
-                    f"{record.get('width')} x {record.get('height')}; make the result again"
+                    f"{reprlib.repr(record.get('width'))} x {reprlib.repr(record.get('height'))}; make the result again"
                 )
         notes: list[str] = []
         he = _open_he(record, result, notes)
@@ -105,8 +106,7 @@ def open_case(result: Path, say: Callable[[str], None], roi: Path | None = None)
         mpp, source = _scale(record, record_path, virtual)
         for note in notes:
             say(note)
-        named = record.get("regions") or record.get("regions_file")
-        roi = roi or (_find(named, result, record_path) if isinstance(named, str) else None)
+        roi = roi or _regions(record, result, record_path)
         yield Case(result, name, record, mpp, source, virtual, samples, he, roi, tuple(notes))
 
 
@@ -124,6 +124,10 @@ def _record(path: Path, result: Path) -> dict[str, Any]:
             f"{path}: is no record of a translated slide (no miudiff, no source in it); expected the file that the "
             f"translation wrote beside {result.name}"
         )
+    if not isinstance(record["source"], str | None):
+        raise SlideError(
+            f"{path}: source {reprlib.repr(record['source'])}, expected the name of a file; translate the slide again"
+        )
     return record
 
 
@@ -131,15 +135,18 @@ def _scale(record: Mapping[str, Any], path: Path, virtual: Slide) -> tuple[float
     mpp = record.get("mpp")
     if mpp is None:
         return virtual.mpp, virtual.mpp_source
-    if not isinstance(mpp, int | float) or not math.isfinite(mpp) or mpp <= 0:
-        raise SlideError(f"{path}: mpp {mpp!r}, expected micrometres per pixel")
+    if not is_optical(mpp):
+        raise SlideError(
+            f"{path}: mpp {reprlib.repr(mpp)}, expected {FINEST:g} to {COARSEST:g} micrometres per pixel; "
+            "translate the slide again"
+        )
     return float(mpp), str(record.get("mpp_source") or "the record")
 
 
 def _open_he(record: Mapping[str, Any], result: Path, notes: list[str]) -> Slide | None:
     source = record["source"]
-    places = _places(str(source), result) if source else []
-    found = next((place for place in places if place.is_file() and not place.samefile(result)), None)
+    there = [path for path in places(source, result) if is_file(path)] if source else []
+    found = next((path for path in there if not path.samefile(result)), None)
     without = "the report has no H&E, and tissue is found on the virtual stain"
     if found is None:
         notes.append(f"{source}: the H&E is not there; {without}")
@@ -163,16 +170,14 @@ def _sample_files(result: Path, record: Mapping[str, Any], notes: list[str]) -> 
     return [path for _, path in sorted(there)]
 
 
-def _find(named: str, result: Path, record: Path) -> Path:
-    found = next((place for place in _places(named, result) if place.is_file()), None)
-    if found is None:
+def _regions(record: Mapping[str, Any], result: Path, path: Path) -> Path | None:
+    """The regions that the result was made of; None for a whole slide."""
+    named = regions_named(record)
+    found = find_regions(record, result)
+    if named and found is None:
+        changed = ", or has changed" if record.get("regions_sha256") else ""
         raise SlideError(
-            f"{named}: no such file; {record.name} says that the slide was translated in these regions only, so put "
-            "the file back or give the regions"
+            f"{named}: no such file{changed}; {path.name} says that the slide was translated in these regions "
+            "only, so put the file back or give the regions"
         )
     return found
-
-
-def _places(named: str, result: Path) -> list[Path]:
-    """Where a file that a record names may be: as it is named, or moved together with the result."""
-    return [Path(named), result.parent / named, result.parent / Path(named).name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -14,13 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from miudiff.evaluation.cells import MODERATE, STRONG, WEAK, Mask
 from miudiff.evaluation.report import MISSING, data_uri
 from miudiff.images import Pixels, resize
+from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import BIN, BINS, Counts
 from miudiff.slide_report.colours import LOST, NOTHING, Scale, enlarge
 from miudiff.slide_report.parts import Parts
-from miudiff.slide_report.plane import Plane
 from miudiff.slide_report.table import Row
 from miudiff.slides.marked import read_scaled_marked
-from miudiff.slides.regions import Regions, Ring
+from miudiff.slides.regions import Ring
 from miudiff.slides.slide import Slide
 from miudiff.stains import Floats
 
@@ -55,6 +56,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class View:
+    """What the pictures show of the slide, in pixels of level 0."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Histogram:
     """What the page draws as a histogram, in its own pixels.
 
@@ -75,62 +86,80 @@ class Histogram:
     height: ClassVar[float] = 194.0
 
 
-def overview(slide: Slide, lost: Regions | None, mpp: float | None, titles: tuple[str, str]) -> Picture:
-    """A slide as a whole with a scale bar, what could not be read in grey."""
-    pixels, damaged = _small(slide)
+def view_of(area: Area) -> View:
+    """The whole slide; of drawn regions what holds them, in whole squares of the maps."""
+    plane = area.plane
+    whole = View(0, 0, plane.width * plane.step, plane.height * plane.step)
+    if area.drawn is None:
+        return whole
+    square = plane.step * plane.place
+    left, top, right, bottom = (side / square for side in area.drawn.bounds)
+    x, y = math.floor(left) * square, math.floor(top) * square
+    end, base = min(math.ceil(right) * square, whole.width), min(math.ceil(bottom) * square, whole.height)
+    # a region may lie in the last pixels of the slide, which the plane leaves out
+    return View(x, y, end - x, base - y) if x < end and y < base else whole
+
+
+def overview(slide: Slide, area: Area, view: View, mpp: float | None, titles: tuple[str, str]) -> Picture:
+    """A slide with a scale bar, what could not be read in grey, what lies outside of the regions in white."""
+    pixels, damaged = _small(slide, view)
     height, width = pixels.shape[:2]
-    if lost is not None:
-        damaged = damaged | lost.mask(0, 0, width, height, slide.width / width)
+    if area.lost is not None:
+        damaged = damaged | area.lost.mask(view.left, view.top, width, height, view.width / width)
     shown = np.where(damaged[..., None], np.uint8(LOST[0]), pixels)
-    drawn = _scale_bar(shown, mpp * slide.width / width if mpp else None)
+    drawn = _scale_bar(_inside(shown, area, view), mpp * view.width / width if mpp else None)
     return Picture(*titles, _jpeg(drawn))
 
 
-def regions_on(slide: Slide, rows: Sequence[Row], parts: Parts, titles: tuple[str, str]) -> Picture:
+def regions_on(
+    slide: Slide, area: Area, view: View, rows: Sequence[Row], parts: Parts, titles: tuple[str, str]
+) -> Picture:
     """The regions that were measured on a paler slide, each with its name if there are not too many."""
-    pixels, _ = _small(slide)
+    pixels = _inside(_small(slide, view)[0], area, view)
     pale = (255 - (255 - pixels.astype(np.int64)) * 0.45).astype(np.uint8)
     image = Image.fromarray(pale)
-    _outline(image, rows, parts, image.width / slide.width, lambda row: row.name, lambda row: INK)
+    _outline(image, rows, parts, view, lambda row: row.name, lambda row: INK)
     return Picture(*titles, _jpeg(np.asarray(image)))
 
 
 def colour_map(
-    values: Floats, plane: Plane, lost: Mask | None, scale: Scale, titles: tuple[str, str], percent: bool
+    values: Floats, area: Area, view: View, scale: Scale, titles: tuple[str, str], percent: bool
 ) -> Picture:
     """A map [rows, columns] in colour with its scale."""
-    painted = scale.paint(values)
-    if lost is not None:
-        painted[lost & np.isnan(values)] = LOST
-    factor = max(1, round(LONGEST * plane.place / max(plane.width, plane.height)))
-    per = plane.place / factor
-    shown = enlarge(painted, factor)[: round(plane.height / per) or 1, : round(plane.width / per) or 1]
-    return replace(_with_bar(shown, scale, titles, percent), crisp=True)
+    plane, painted = area.plane, scale.paint(values)
+    square = plane.step * plane.place
+    if area.lost is not None:
+        rows, columns = plane.grid
+        painted[area.lost.mask(0, 0, columns, rows, square) & np.isnan(values)] = LOST
+    factor = max(1, round(LONGEST * square / max(view.width, view.height)))
+    shown = enlarge(painted[view.top // square :, view.left // square :], factor)
+    height, width = (round(side / square * factor) or 1 for side in (view.height, view.width))
+    return replace(_with_bar(shown[:height, :width], scale, titles, percent), crisp=True)
 
 
 def region_map(
-    values: Sequence[float], rows: Sequence[Row], parts: Parts, plane: Plane, scale: Scale,
+    values: Sequence[float], rows: Sequence[Row], parts: Parts, view: View, scale: Scale,
     titles: tuple[str, str], percent: bool,
 ) -> Picture:  # fmt: skip
     """The regions filled with the colours of their values, and the values written in them."""
-    factor = min(1.0, LONGEST / max(plane.width, plane.height)) / plane.step
-    width, height = (max(1, round(side * plane.step * factor)) for side in (plane.width, plane.height))
+    factor = min(1.0, LONGEST / max(view.width, view.height))
+    width, height = (max(1, round(side * factor)) for side in (view.width, view.height))
     image = Image.new("RGB", (width, height), NOTHING)
     draw = ImageDraw.Draw(image)
     for value, row in zip(values, rows, strict=True):
         if row.index is not None and np.isfinite(value):
             colour = tuple(int(c) for c in scale.paint(np.array([[value]]))[0, 0])
             outline, *holes = parts.rings(row.index)
-            draw.polygon(_points(outline, factor), fill=colour)
+            draw.polygon(_points(outline, view, factor), fill=colour)
             for hole in holes:
-                draw.polygon(_points(hole, factor), fill=NOTHING)
+                draw.polygon(_points(hole, view, factor), fill=NOTHING)
     shown = dict(zip((row.name for row in rows), values, strict=True))
     dark = 0.5 * (scale.low + scale.high)
     _outline(
         image,
         rows,
         parts,
-        factor,
+        view,
         lambda row: f"{row.name}\n{_value(shown[row.name], percent)}".removesuffix(f"\n{MISSING}"),
         lambda row: PAPER if shown[row.name] > dark else INK,
     )
@@ -155,10 +184,20 @@ def histogram(counts: Counts) -> Histogram | None:
     return Histogram(bars, places, left, base, f"{100 * top:.2g} %")
 
 
-def _small(slide: Slide) -> tuple[Pixels, Mask]:
-    factor = max(1.0, max(slide.width, slide.height) / LONGEST)
-    width, height = (max(1, round(side / factor)) for side in (slide.width, slide.height))
-    return read_scaled_marked(slide, (0, 0, slide.width, slide.height), width, height)
+def _small(slide: Slide, view: View) -> tuple[Pixels, Mask]:
+    factor = max(1.0, max(view.width, view.height) / LONGEST)
+    width, height = (max(1, round(side / factor)) for side in (view.width, view.height))
+    box = (view.left, view.top, view.left + view.width, view.top + view.height)
+    return read_scaled_marked(slide, box, width, height)
+
+
+def _inside(pixels: Pixels, area: Area, view: View) -> Pixels:
+    """A picture of the view without what lies outside of the regions."""
+    if area.drawn is None:
+        return pixels
+    height, width = pixels.shape[:2]
+    inside = area.drawn.mask(view.left, view.top, width, height, view.width / width)
+    return np.where(inside[..., None], pixels, np.uint8(NOTHING[0]))
 
 
 def _with_bar(shown: Pixels, scale: Scale, titles: tuple[str, str], percent: bool) -> Picture:
@@ -172,31 +211,30 @@ def _with_bar(shown: Pixels, scale: Scale, titles: tuple[str, str], percent: boo
 def _value(value: float, percent: bool) -> str:
     if not np.isfinite(value):
         return MISSING
-    return f"{100 * value:.2g} %" if percent else f"{value:.3g}"
+    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
 
 
 def _outline(
-    image: Image.Image, rows: Sequence[Row], parts: Parts, factor: float,
+    image: Image.Image, rows: Sequence[Row], parts: Parts, view: View,
     label: Callable[[Row], str], ink: Callable[[Row], tuple[int, int, int]],
 ) -> None:  # fmt: skip
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(LETTER)
+    draw, font, factor = ImageDraw.Draw(image), ImageFont.load_default(LETTER), image.width / view.width
     regions = [row for row in rows if row.index is not None]
     for row in regions:
         for ring in parts.rings(row.index or 0):
-            points = _points(ring, factor)
+            points = _points(ring, view, factor)
             draw.line([*points, points[0]], INK, LINE)
     if len(regions) > NAMED:
         return
     for row in regions:
-        outline = parts.rings(row.index or 0)[0] * factor
+        outline = parts.rings(row.index or 0)[0]
         centre = (outline.min(axis=0) + outline.max(axis=0)) / 2
-        draw.multiline_text(
-            (float(centre[0]), float(centre[1])), _ascii(label(row)), ink(row), font, "mm", align="center"
-        )  # fmt: skip
+        place = _points(centre[None], view, factor)[0]
+        draw.multiline_text(place, _ascii(label(row)), ink(row), font, "mm", align="center")
 
 
-def _points(ring: Ring, factor: float) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in ring * factor]
+def _points(ring: Ring, view: View, factor: float) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in (ring - (view.left, view.top)) * factor]
 
 
 def _ascii(text: str) -> str:

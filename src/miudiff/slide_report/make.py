@@ -21,10 +21,11 @@ from miudiff.slide_report.parts import Drawn, Parts, Squares
 from miudiff.slide_report.plane import plane_of
 from miudiff.slide_report.table import MEASURES, rows_of
 from miudiff.slide_report.uncertainty import write_uncertainty
+from miudiff.slides.result import UNCERTAINTY
 
 PAGE = ".report.html"
 TABLE, NUMBERS = ".measures.csv", ".measures.json"
-REGIONS, CELLS, UNCERTAINTY = ".regions.geojson", ".cells.geojson", ".uncertainty.ome.tif"
+REGIONS, CELLS = ".regions.geojson", ".cells.geojson"
 
 
 def make_report(result: Path, say: Callable[[str], None], roi: Path | None = None) -> Path:
@@ -58,7 +59,7 @@ def make_report(result: Path, say: Callable[[str], None], roi: Path | None = Non
             written.append(CELLS)
         scale = report.spread_scale()
         if scale is not None and found.maps.spread is not None:
-            write_uncertainty(case.beside(UNCERTAINTY), found.maps.spread, plane, scale)
+            write_uncertainty(case.beside(UNCERTAINTY), found.maps.spread, plane, scale.high)
             written.append(UNCERTAINTY)
         # What an earlier report wrote and this one has nothing for must not pass for this one's.
         for ending in (CELLS, UNCERTAINTY):

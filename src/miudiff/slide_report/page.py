@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from miudiff.evaluation.cells import Mask
 from miudiff.evaluation.report import render
 from miudiff.images import write_bytes
 from miudiff.slide_report import words
@@ -18,7 +17,15 @@ from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import POSITIVE
 from miudiff.slide_report.case import Case
 from miudiff.slide_report.colours import BLUE, BROWN, VIOLET, Scale, scale_for
-from miudiff.slide_report.figures import Picture, colour_map, histogram, overview, region_map, regions_on
+from miudiff.slide_report.figures import (
+    Picture,
+    colour_map,
+    histogram,
+    overview,
+    region_map,
+    regions_on,
+    view_of,
+)
 from miudiff.slide_report.measure import Found
 from miudiff.slide_report.parts import Parts, Squares
 from miudiff.slide_report.table import MEASURES, Row, is_nuclear, title_of
@@ -111,7 +118,8 @@ def write_page(path: Path, report: Report) -> None:
         "files": words.files(case, report.found),
     }
     own = resources.files("miudiff.slide_report").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    write_bytes(path, render(TEMPLATE, {TEMPLATE: own}, values).encode())
+    # a file's name need not be text, and what is none is shown by its bytes
+    write_bytes(path, render(TEMPLATE, {TEMPLATE: own}, values).encode(errors="backslashreplace"))
 
 
 def _stain(case: Case) -> str:
@@ -177,55 +185,56 @@ def _regions_lead(report: Report, shown: Sequence[Row]) -> str:
 
 
 def _overviews(report: Report) -> list[Picture]:
-    case, lost = report.case, report.area.lost
+    case, area, view = report.case, report.area, view_of(report.area)
     pictures = []
+    part = "The slide" if area.drawn is None else "The part of the slide"
     if case.he is not None:
-        pictures.append(overview(case.he, lost, case.mpp, ("H&E", "The slide that was translated.")))
-    pictures.append(overview(case.virtual, lost, case.mpp, (_stain(case), "Made from the H&E, not stained.")))
+        titles = ("H&E", f"{part} that was translated.")
+        pictures.append(overview(case.he, area, view, case.mpp, titles))
+    titles = (_stain(case), "Made from the H&E, not stained.")
+    pictures.append(overview(case.virtual, area, view, case.mpp, titles))
     where = "Where the numbers by region are of."
     if isinstance(report.parts, Squares):
         where += " A1 is the square in the upper left corner, B1 the one beside it."
     titles = ("Regions", where)
-    pictures.append(regions_on(case.virtual, report.rows[1:], report.parts, titles))
+    pictures.append(regions_on(case.virtual, area, view, report.rows[1:], report.parts, titles))
     return pictures
 
 
 def _maps(report: Report) -> list[Picture]:
-    plane, maps = report.area.plane, report.found.maps
-    lost, side = _lost(report), words.length(plane.place, plane)
+    area, maps, view = report.area, report.found.maps, view_of(report.area)
+    side = words.length(area.plane.place, area.plane)
     key = report.stained
     few = "" if key != "positive_cell_share" else f" Left white below {FEW} cells."
     values = [np.nan if few and row.values["cells"] < FEW else row.values[key] for row in report.rows[1:]]
     title = title_of(key, report.case.marker)
     return [
         colour_map(
-            maps.dab, plane, lost, scale_for(maps.dab, BROWN, 0.05),
+            maps.dab, area, view, scale_for(maps.dab, BROWN, 0.05),
             ("Mean DAB", f"Mean DAB optical density in squares of {side}; white is no tissue."), False,
         ),
         colour_map(
-            maps.positive, plane, lost, scale_for(maps.positive, BLUE, 0.05),
+            maps.positive, area, view, scale_for(maps.positive, BLUE, 0.05),
             ("Positive area", f"Share of the tissue above {POSITIVE:g} of optical density in squares of {side}."), True,
         ),
         region_map(
-            values, report.rows[1:], report.parts, plane, scale_for(np.array(values), BLUE, 0.05),
+            values, report.rows[1:], report.parts, view, scale_for(np.array(values), BLUE, 0.05),
             (f"{title} by region", f"{MEASURES[key].about}{few}"), True,
         ),
     ]  # fmt: skip
 
 
 def _spread_maps(report: Report) -> list[Picture]:
-    plane, maps, scale = report.area.plane, report.found.maps, report.spread_scale()
+    area, maps, scale = report.area, report.found.maps, report.spread_scale()
     if scale is None or maps.spread is None or maps.agreed is None:
         return []
-    lost, side = _lost(report), words.length(plane.place, plane)
+    view, side = view_of(area), words.length(area.plane.place, area.plane)
     disagreed = 1 - maps.agreed
     spread = f"Standard deviation over {report.samples} samples of the mean DAB optical density of squares of {side}."
     differ = "Share of the tissue that is positive in some samples and not in others."
     return [
-        colour_map(maps.spread, plane, lost, scale, ("Spread of DAB", spread), False),
-        colour_map(
-            disagreed, plane, lost, scale_for(disagreed, VIOLET, 0.05), ("Disagreement", differ), True
-        ),
+        colour_map(maps.spread, area, view, scale, ("Spread of DAB", spread), False),
+        colour_map(disagreed, area, view, scale_for(disagreed, VIOLET, 0.05), ("Disagreement", differ), True),
     ]
 
 
@@ -253,12 +262,3 @@ def _over_samples(report: Report, key: str) -> list[tuple[str, bool]]:
     numbers = [values[0], values.mean(), None, values.min(), values.max()]
     texts = [words.deviation(key, row.deviation(key)) if v is None else words.number(key, v) for v in numbers]
     return [(title_of(key, report.case.marker), False), *((text, True) for text in texts)]
-
-
-def _lost(report: Report) -> Mask | None:
-    """Which squares of the maps could not be read."""
-    plane = report.area.plane
-    if report.area.lost is None:
-        return None
-    rows, columns = plane.grid
-    return report.area.lost.mask(0, 0, columns, rows, plane.step * plane.place)

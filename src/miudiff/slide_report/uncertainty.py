@@ -1,6 +1,7 @@
 """The spread over samples as a slide: an OME-TIFF that viewers lay over the others.
 
-image 0   colours, 8 bit, pixels of at most 16 of the plane's, so that any reader of slides takes it
+image 0   grey, 8 bit, the brighter the less certain (`slides.result`), pixels of at most 16 of the plane's, so that any reader
+          of slides takes it
 image 1   the numbers, float32, one for each square of the maps, NaN where there is no tissue
 """
 
@@ -13,27 +14,32 @@ from typing import Any
 import numpy as np
 
 from miudiff.images import atomic
-from miudiff.slide_report.colours import Scale, enlarge
+from miudiff.slide_report.colours import enlarge
 from miudiff.slide_report.plane import Plane
+from miudiff.slides.result import uncertainty_pixels
 from miudiff.stains import Floats
 
 FINE, COARSE = 256, 16  # pixels of the shorter side wanted; pixels of the plane at most to one of the image
 
 
-def write_uncertainty(path: Path, spread: Floats, plane: Plane, scale: Scale) -> None:
-    """Write the standard deviations [rows, columns] of the maps; the file appears whole or not at all."""
+def write_uncertainty(path: Path, spread: Floats, plane: Plane, most: float) -> None:
+    """Write the standard deviations [rows, columns] of the maps; the file appears whole or not at all.
+
+    Args:
+        most: What is as bright as can be.
+    """
     import tifffile
 
     pixel = COARSE
     while pixel > 1 and min(plane.width, plane.height) < pixel * FINE:
         pixel //= 2
-    colours = enlarge(scale.paint(spread), plane.place // pixel)
-    colours = colours[: -(-plane.height // pixel), : -(-plane.width // pixel)]
-    title = f"SD of DAB optical density over samples, {scale.low:g} (pale) to {scale.high:g} (dark)"
+    grey = enlarge(uncertainty_pixels(spread, most), plane.place // pixel)
+    grey = grey[: -(-plane.height // pixel), : -(-plane.width // pixel)]
+    title = f"SD of DAB optical density over samples, 0 (black) to {most:g} (white)"
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{path.name} {spread.tobytes().hex()}")
     with atomic(path) as part, tifffile.TiffWriter(part, ome=True) as tiff:
         tiff.write(
-            colours,
+            grey,
             photometric="rgb",
             compression="deflate",
             tile=(256, 256),

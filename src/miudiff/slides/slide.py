@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeGuard
 
 from miudiff.errors import SlideError
 from miudiff.images import Pixels, same_scale
@@ -164,13 +164,18 @@ def isotropic(path: Path, across: float, down: float, source: str) -> Scale:
     Raises:
         SlideError: They differ.
     """
-    if not (FINEST <= across <= COARSEST and FINEST <= down <= COARSEST):
+    if not (is_optical(across) and is_optical(down)):
         return Scale()
     if not same_scale(across, down):
         raise SlideError(
             f"{path}: {across:.4g} um/px across and {down:.4g} down ({source}), expected square pixels; resample it first"
         )
     return Scale((across + down) / 2, source)
+
+
+def is_optical(mpp: object) -> TypeGuard[int | float]:
+    """Whether a value is micrometres per pixel of an optical scan."""
+    return isinstance(mpp, int | float) and not isinstance(mpp, bool) and FINEST <= mpp <= COARSEST
 
 
 def _stamp(path: Path) -> tuple[int, int]:

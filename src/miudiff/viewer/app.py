@@ -33,8 +33,8 @@ from miudiff.errors import DataError, SlideError
 from miudiff.viewer.cases import FOLDER_RECORD, Case, read_failures
 from miudiff.viewer.facts import told
 from miudiff.viewer.guard import REPORT, Guard
-from miudiff.viewer.sheets import LABELS, page_data, path_of
-from miudiff.viewer.tiles import LAYERS, Place, Slides, halvings, read_tile, version
+from miudiff.viewer.sheets import LABELS, open_role, page_data, path_of, regions_of, version_of
+from miudiff.viewer.tiles import LAYERS, Place, Slides, encode, halvings, inside, read_tile
 
 BANNER = "Virtual stain: for research use only, not for diagnosis."
 FRESH = {"Cache-Control": "no-store"}
@@ -140,17 +140,18 @@ class Pages:
 
     def record(self, request: Request) -> Response:
         _, case = self._case(request)
-        if case.record is None:
+        if case.record is None or not case.allowed.there(case.record):
             raise HTTPException(404)
         if case.record.name == FOLDER_RECORD and case.facts:  # it holds every other image's, too
             return _json({"image": case.ihc.name, **case.facts})
-        return Response(_read(case.record), media_type="application/json", headers=FRESH)
+        return Response(_read(case, case.record), media_type="application/json", headers=FRESH)
 
     def report(self, request: Request) -> Response:
         _, case = self._case(request)
-        if case.report is None:
+        report = case.report  # asked for once: what lies beside a result may come and go
+        if report is None:
             raise HTTPException(404)
-        return HTMLResponse(_read(case.report), headers={**FRESH, "Content-Security-Policy": REPORT})
+        return HTMLResponse(_read(case, report), headers={**FRESH, "Content-Security-Policy": REPORT})
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -170,24 +171,26 @@ class Pages:
     def _tile(self, request: Request, case: Case, layer: str, place: Place | None) -> Response:
         if layer not in LAYERS:
             raise HTTPException(404)
-        role, draw, kind = LAYERS[layer]
+        role, draw = LAYERS[layer]
         path = path_of(case, role)
         if path is None:
             raise HTTPException(404)
         try:
-            tag = _tag(f"{version(path)} {layer} {place}".encode())
+            tag = _tag(f"{version_of(case, role, path)} {layer} {place}".encode())
             headers = {"ETag": tag, **(KEPT if place else CHECKED)}
             if (unchanged := _unchanged(request, headers)) is not None:
                 return unchanged
-            slide = self.slides.get(path)
-            pixels = read_tile(slide, place or Place(halvings(slide.width, slide.height), 0, 0))
+            slide = open_role(case, path, self.slides)
+            place = place or Place(halvings(slide.width, slide.height), 0, 0)
+            pixels, regions = read_tile(slide, place), regions_of(case, role, slide)
+            content, kind = encode(draw(pixels), inside(regions, place, pixels) if regions else None)
         except ValueError as error:
             raise HTTPException(404) from error
         except (SlideError, OSError) as error:
             # What follows is advice for translating; here the reason is wanted.
             reason = str(error).partition("; ")[0] + "\n"
             return PlainTextResponse(_encoded(reason), status_code=500, headers=FRESH)
-        return Response(draw(pixels), media_type=kind, headers=headers)
+        return Response(content, media_type=kind, headers=headers)
 
     def _page(self, name: str, **values: Any) -> Response:
         page = self._templates[name].render(banner=BANNER, labels=LABELS, version=__version__, **values)
@@ -221,8 +224,8 @@ def _unchanged(request: Request, headers: dict[str, str]) -> Response | None:
     return Response(status_code=304, headers=headers) if headers["ETag"] in asked else None
 
 
-def _read(path: Path) -> bytes:
+def _read(case: Case, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return case.allowed.read(path)
     except OSError as error:
         raise HTTPException(500, f"{path}: cannot be read ({error.strerror})") from error

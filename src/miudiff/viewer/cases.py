@@ -7,7 +7,11 @@ A result's record names its source: `NAME.json` beside `NAME.ome.tif` for a slid
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+import operator
+import reprlib
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,14 @@ from typing import Any
 from miudiff.checkpoints import read_json
 from miudiff.errors import CheckpointError, DataError
 from miudiff.images import SLIDE_SUFFIXES, SUFFIXES, beside, stem
+from miudiff.slides.result import UNCERTAINTY, find_regions, is_file, places
+from miudiff.viewer.roots import OUTSIDE, Roots
 
 FOLDER_RECORD = "translation.json"  # as translation.py calls it, which pulls in every network
 FAILURES = "failures.csv"
 ROWS = 1000  # of a table of failures that are shown
 TIFF_ENDINGS = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
-OVERLAY = ".uncertainty"
+OVERLAY = ".uncertainty"  # no result of its own
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Case:
         real: A real IHC image of the same field, to compare with.
         missing: Why there is no `he`.
         facts: What the record says of it.
+        roots: Where its files may lie; None for the images above and the folder of `ihc`.
     """
 
     name: str
@@ -44,18 +51,33 @@ class Case:
     real: Path | None = None
     missing: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    roots: Roots | None = None
+
+    @property
+    def allowed(self) -> Roots:
+        """Where its files may lie."""
+        return self.roots or Roots.of(self.ihc, self.he, self.real)
 
     @property
     def report(self) -> Path | None:
-        return _beside(self.ihc, ".report.html")
+        return self._beside(".report.html")
 
     @property
     def uncertainty(self) -> Path | None:
-        return _beside(self.ihc, OVERLAY + ".ome.tif", OVERLAY + ".png")
+        return self._beside(UNCERTAINTY, OVERLAY + ".png")
 
     @property
     def unreadable(self) -> Path | None:
-        return _beside(self.ihc, ".unreadable.geojson")
+        return self._beside(".unreadable.geojson")
+
+    @property
+    def regions(self) -> Path | None:
+        """The regions that were translated; None for a whole slide, or if they are gone."""
+        return find_regions(self.facts, self.ihc, self.allowed.there)
+
+    def _beside(self, *endings: str) -> Path | None:
+        allowed = self.allowed
+        return next((path for end in endings if allowed.there(path := beside(self.ihc, end))), None)
 
 
 def find_cases(he: Path | None, ihc: Path) -> list[Case]:
@@ -71,18 +93,19 @@ def find_cases(he: Path | None, ihc: Path) -> list[Case]:
     for path in (he, ihc):
         if path is not None and not path.exists():
             raise DataError(f"{path}: no such file or folder")
+    roots = Roots.of(ihc, he)
     if ihc.is_dir():
         if he is not None and not he.is_dir():
             raise DataError(
                 f"{ihc}: is a folder, expected the virtual IHC of {he}; give one file, or the folder alone"
             )
-        return _in_folder(he, ihc)
+        return _in_folder(he, ihc, roots)
     if he is not None and not he.is_dir():
         if he.samefile(ihc):
             raise DataError(f"{ihc}: was given as H&E and as IHC, expected two files")
-        record, facts, _ = _record_of(ihc, _FolderRecord(ihc.parent))
-        return [Case(stem(ihc), he, ihc, record, facts=facts)]
-    return [_case(he, ihc, _FolderRecord(ihc.parent))]
+        record, facts, _ = _record_of(ihc, _FolderRecord(ihc.parent, roots))
+        return [Case(stem(ihc), he, ihc, record, facts=facts, roots=roots)]
+    return [_case(he, ihc, _FolderRecord(ihc.parent, roots))]
 
 
 def read_failures(folder: Path) -> list[list[str]]:
@@ -91,23 +114,23 @@ def read_failures(folder: Path) -> list[list[str]]:
     Raises:
         DataError: It cannot be read.
     """
-    path = folder / FAILURES
-    if not path.is_file():
+    path, roots = folder / FAILURES, Roots.of(folder)
+    if not roots.there(path):
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [row for row, _ in zip(csv.reader(file), range(ROWS)) if row]
+        text = io.StringIO(roots.read(path).decode(), newline="")
+        return [row for row, _ in zip(csv.reader(text), range(ROWS)) if row]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _in_folder(he: Path | None, folder: Path) -> list[Case]:
+def _in_folder(he: Path | None, folder: Path, roots: Roots) -> list[Case]:
     images = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and is_file(path)
     )
-    shared = _FolderRecord(folder)
+    shared = _FolderRecord(folder, roots)
     cases = [_case(he, path, shared) for path in images if OVERLAY not in path.name]
     known = [case for case in cases if case.record is not None or case.he is not None]
     if not known:
@@ -123,34 +146,40 @@ def _case(folder: Path | None, ihc: Path, shared: _FolderRecord) -> Case:
     """A result whose source its record names, or that lies under its name in a folder of sources."""
     record, facts, why = _record_of(ihc, shared)
     named = facts.get("source")
-    places: list[Path] = []
+    candidates: list[Path] = []
     if isinstance(named, str) and named:
-        places += [Path(named)]
-        if record is not None:
-            places += [record.parent / named, record.parent / Path(named).name]
+        candidates += places(named, ihc)
         if folder is not None:
-            places.append(folder / Path(named).name)
+            candidates.append(folder / Path(named).name)
     if folder is not None:
-        places += [folder / ihc.name]
-        places += [folder / (stem(ihc) + ending) for ending in (*SLIDE_SUFFIXES, *TIFF_ENDINGS, *SUFFIXES)]
+        candidates += [folder / ihc.name]
+        candidates += [folder / (stem(ihc) + end) for end in (*SLIDE_SUFFIXES, *TIFF_ENDINGS, *SUFFIXES)]
     # a result often has its source's name, so that it could be taken for its own source
-    he = next((path for path in places if path.is_file() and not path.samefile(ihc)), None)
+    found = [path for path in candidates if is_file(path) and not path.samefile(ihc)]
+    he = next((path for path in found if shared.roots.there(path)), None)
     if he is None and not why:
-        told = f"the record names {named}, which is not there" if named else "no record names it"
-        why = f"{told}; give both files to see them side by side"
-    return Case(stem(ihc), he, ihc, record, missing="" if he else why, facts=facts)
+        if found:
+            why = (
+                f"the record names {found[0]}, which {OUTSIDE}; give it, too: "
+                f"miudiff view {shlex.quote(str(found[0]))} {shlex.quote(str(ihc))}"
+            )
+        else:
+            name = named if isinstance(named, str) else reprlib.repr(named)
+            told = f"the record names {name}, which is not there" if named else "no record names it"
+            why = f"{told}; give both files to see them side by side"
+    return Case(stem(ihc), he, ihc, record, missing="" if he else why, facts=facts, roots=shared.roots)
 
 
 class _FolderRecord:
     """What the record of a folder of small images says of each; read once for all of them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FOLDER_RECORD
+    def __init__(self, folder: Path, roots: Roots) -> None:
+        self.path, self.roots = folder / FOLDER_RECORD, roots
         self.content: Mapping[str, Any] = {}
         self.why = ""
-        if self.path.is_file():
+        if is_file(self.path):
             try:
-                self.content = read_json(self.path)
+                self.content = _read_record(self.path, roots)
             except CheckpointError as error:
                 self.why = str(error)
 
@@ -158,17 +187,24 @@ class _FolderRecord:
         """Settings and source of an image; None for one that somebody else laid there."""
         try:
             entry = self.content["images"][name]
-            return {**self.content["runs"][entry["run"]], **entry}
+            return {**self.content["runs"][operator.index(entry["run"])], **entry}
         except (KeyError, IndexError, TypeError):
             return None
+
+
+def _read_record(path: Path, roots: Roots) -> dict[str, Any]:
+    real = roots.real(path)
+    if real is None:
+        raise CheckpointError(f"{path}: {OUTSIDE}")
+    return read_json(real)
 
 
 def _record_of(ihc: Path, shared: _FolderRecord) -> tuple[Path | None, Mapping[str, Any], str]:
     """A result's record, what it says, and why that cannot be read."""
     own = beside(ihc, ".json")
-    if own.is_file() and ihc.name.lower().endswith(TIFF_ENDINGS):
+    if is_file(own) and ihc.name.lower().endswith(TIFF_ENDINGS):
         try:
-            facts = read_json(own)
+            facts = _read_record(own, shared.roots)
         except CheckpointError as error:
             return own, {}, str(error)
         if "miudiff" in facts:
@@ -177,8 +213,3 @@ def _record_of(ihc: Path, shared: _FolderRecord) -> tuple[Path | None, Mapping[s
         return shared.path, {}, shared.why
     entry = shared.of(ihc.name)
     return (None, {}, "") if entry is None else (shared.path, entry, "")
-
-
-def _beside(ihc: Path, *endings: str) -> Path | None:
-    places: Sequence[Path] = [beside(ihc, ending) for ending in endings]
-    return next((path for path in places if path.is_file()), None)

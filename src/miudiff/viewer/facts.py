@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
+from miudiff.slides.slide import is_optical
 from miudiff.viewer.cases import Case
 
 
@@ -26,9 +27,9 @@ def told(case: Case) -> list[tuple[str, str]]:
         ("Method", _text(facts.get("method"))),
         ("Model", _text(name)),
         ("Seed", _text(facts.get("seed"))),
-        ("Size", f"{width:,} x {height:,} px" if _are_numbers(width, height) else ""),
+        ("Size", f"{width:,} x {height:,} px" if is_size(width) and is_size(height) else ""),
         ("Scale", _scale(facts)),
-        ("Tissue", f"{facts['tissue_share']:.0%}" if _are_numbers(facts.get("tissue_share")) else ""),
+        ("Tissue", _share(facts.get("tissue_share"))),
         ("Unreadable", _regions(unreadable)),
         ("Made with", f"miudiff {facts['miudiff']}" if _text(facts.get("miudiff")) else ""),
     ]
@@ -36,10 +37,14 @@ def told(case: Case) -> list[tuple[str, str]]:
 
 
 def _scale(facts: Mapping[str, Any]) -> str:
-    if not _are_numbers(facts.get("mpp")):
+    mpp, source = facts.get("mpp"), _text(facts.get("mpp_source"))
+    if not is_optical(mpp):
         return ""
-    source = _text(facts.get("mpp_source"))
-    return f"{facts['mpp']:.4g} µm/px" + (f" ({source})" if source else "")
+    return f"{mpp:.4g} µm/px" + (f" ({source})" if source else "")
+
+
+def _share(value: object) -> str:
+    return f"{value:.0%}" if isinstance(value, int | float) and 0 <= value <= 1 else ""
 
 
 def _regions(unreadable: object) -> str:
@@ -56,5 +61,6 @@ def _text(value: object) -> str:
     return text[:24] + "…" if len(text) > 25 else text
 
 
-def _are_numbers(*values: object) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether a value is the width or the height of a slide."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9

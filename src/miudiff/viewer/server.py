@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -10,13 +11,69 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from miudiff.errors import ConfigError
 from miudiff.viewer.app import create_app
 from miudiff.viewer.cases import find_cases
 
 HOST = "127.0.0.1"
+PATIENCE = 10.0  # seconds that a request may take to arrive
+
+
+class Impatient(H11Protocol):
+    """Closes a connection that brings no whole request, or takes none of its answer, for `PATIENCE` seconds.
+
+    Without it each would stay for ever, and many of them would keep others out.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+    _untaken = 0  # bytes of answers at the last look
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state is h11.IDLE:
+            super().send_400_response(msg)
+        else:  # nonsense after a request: its answer has nowhere to go now
+            self.cycle.disconnected = True
+            self.transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop()
+
+    def _wait(self) -> None:
+        """Count from the first moment without a request to be answered; what arrives of one does not count anew."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(PATIENCE, self._look)
+
+    def _look(self) -> None:
+        self._deadline = None
+        before, self._untaken = self._untaken, self.transport.get_write_buffer_size()
+        if self._untaken and self._untaken != before:
+            self._wait()  # a slow reader, but one that reads
+        else:
+            self.transport.abort()
+
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 def serve(
@@ -62,6 +119,8 @@ def config(app: object) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=2,
+        http=Impatient,
+        h11_max_incomplete_event_size=16 * 2**10,
     )
 
 

@@ -1,10 +1,10 @@
-"""Tiles of a slide for the page: squares of 512 pixels at every halving of level 0, as JPEG; DAB and uncertainty are drawn here too.
+"""Tiles of a slide for the page: squares of 512 pixels at every halving of level 0; DAB and uncertainty are drawn here too.
 
     tile (k, x, y) = level-0 box [512 x 2^k, 512 (x + 1) 2^k] x [512 y 2^k, 512 (y + 1) 2^k]
 
 with a pixel more on each side that has a neighbour, and cut at the slide's edge.
 
-A tile is read right or refused; nothing stands in for it.
+A tile is read right or refused; nothing stands in for it. It is a JPEG, or a PNG where it is transparent.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from miudiff import __version__
 from miudiff.errors import SlideError
 from miudiff.images import Pixels
 from miudiff.slides.reader import Slide, open_slide, read_scaled
+from miudiff.slides.regions import Regions
+from miudiff.slides.result import uncertainty_share
 from miudiff.stains import combine_stains, dab_map, rgb_from_hdab
 
 SIDE = 512
@@ -83,6 +86,8 @@ class Slides:
                 self._open.move_to_end(path)
                 return self._open[path][1]
             slide = open_slide(path)
+            if version(path) != now:
+                raise SlideError(f"{path}: changed while it was opened; ask again")
             self._open[path] = now, slide
             while len(self._open) > HELD:
                 # Not closed here: a thread may be reading from it, and it closes with its last reader.
@@ -143,40 +148,58 @@ def _read(slide: Slide, step: int, box: Box) -> Pixels:
     return read_scaled(slide, box, width, height)
 
 
-def stain(pixels: Pixels) -> bytes:
-    """The image as it is, JPEG."""
-    return _encode(Image.fromarray(pixels))
+def inside(regions: Regions, place: Place, pixels: Pixels) -> NDArray[np.bool_]:
+    """Which pixels of a tile lie in regions, bool [H, W]."""
+    step, (height, width) = 2**place.halvings, pixels.shape[:2]
+    left, top = (max(number * SIDE - OVERLAP, 0) * step for number in (place.column, place.row))
+    return regions.mask(left, top, width, height, step)
 
 
-def dab(pixels: Pixels) -> bytes:
-    """Its DAB alone, in DAB's own colour on white, JPEG: separated with the light 255, as the measures do."""
-    amount = dab_map(pixels)
-    return _encode(Image.fromarray(combine_stains(amount[..., None], rgb_from_hdab[1:2])))
+def stain(pixels: Pixels) -> Pixels:
+    """The image as it is."""
+    return pixels
 
 
-def doubt(pixels: Pixels) -> bytes:
-    """An uncertainty map as an overlay, PNG: the brighter the map, the less it lets through."""
-    level = pixels.max(axis=-1).astype(np.float32) * STRONGEST
-    overlay = np.empty((*level.shape, 4), np.uint8)
-    overlay[..., :3] = DOUBT
-    overlay[..., 3] = np.rint(level)
-    buffer = io.BytesIO()
-    Image.fromarray(overlay).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def dab(pixels: Pixels) -> Pixels:
+    """Its DAB alone, in DAB's own colour on white: separated with the light 255, as the measures do."""
+    return combine_stains(dab_map(pixels)[..., None], rgb_from_hdab[1:2])
 
 
-# Each layer of the page: whose pixels, how they are drawn, and as what.
-LAYERS: dict[str, tuple[str, Callable[[Pixels], bytes], str]] = {
-    "he": ("he", stain, "image/jpeg"),
-    "ihc": ("ihc", stain, "image/jpeg"),
-    "ihc-dab": ("ihc", dab, "image/jpeg"),
-    "real": ("real", stain, "image/jpeg"),
-    "real-dab": ("real", dab, "image/jpeg"),
-    "uncertainty": ("uncertainty", doubt, "image/png"),
+def doubt(pixels: Pixels) -> Pixels:
+    """An uncertainty map as an overlay, uint8 [H, W, 4]: the less certain, the less it lets through."""
+    colour = np.broadcast_to(np.array(DOUBT, np.uint8), pixels.shape)
+    return _with_alpha(colour, np.rint(255 * STRONGEST * uncertainty_share(pixels)).astype(np.uint8))
+
+
+# Each layer of the page: whose pixels, and how they are drawn.
+LAYERS: dict[str, tuple[str, Callable[[Pixels], Pixels]]] = {
+    "he": ("he", stain),
+    "ihc": ("ihc", stain),
+    "ihc-dab": ("ihc", dab),
+    "real": ("real", stain),
+    "real-dab": ("real", dab),
+    "uncertainty": ("uncertainty", doubt),
 }
 
 
-def _encode(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
+def encode(drawn: Pixels, shown: NDArray[np.bool_] | None = None) -> tuple[bytes, str]:
+    """What is drawn as a file, and its media type.
+
+    Args:
+        drawn: uint8 [H, W, 3] or [H, W, 4].
+        shown: Which of an image without alpha is opaque, bool [H, W]; all by default.
+    """
+    if shown is not None and not shown.all():
+        drawn = _with_alpha(
+            np.where(shown[..., None], drawn, np.uint8(255)), np.where(shown, np.uint8(255), np.uint8(0))
+        )
+    buffer, image = io.BytesIO(), Image.fromarray(drawn)
+    if image.mode == "RGBA":
+        image.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue(), "image/png"
     image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return buffer.getvalue()
+    return buffer.getvalue(), "image/jpeg"
+
+
+def _with_alpha(colour: Pixels, alpha: Pixels) -> Pixels:
+    return np.concatenate([colour, alpha[..., None]], axis=-1)

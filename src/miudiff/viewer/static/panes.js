@@ -45,10 +45,10 @@ export class Pane {
   add(name, sheet, address) {
     const levels = Math.max(0, Math.ceil(Math.log2(Math.max(sheet.width, sheet.height) / TILE)));
     const getTileUrl = (level, x, y) => `${address}/${levels - level}/${x}_${y}?v=${sheet.version}`;
-    const png = name === "uncertainty";
+    const transparent = name === "uncertainty" || sheet.clipped;
     const source = {
       width: sheet.width, height: sheet.height, tileSize: TILE, tileOverlap: 1, minLevel: 0, maxLevel: levels, getTileUrl,
-      hasTransparency: () => png,
+      hasTransparency: () => transparent,
     };
     const ready = new Promise((resolve, reject) => {
       const item = { tileSource: source, x: 0, y: 0, width: sheet.share, opacity: 0 };
