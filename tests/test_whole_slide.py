@@ -13,6 +13,7 @@ from miudiff.cli import main
 from miudiff.images import write_image
 from miudiff.locks import lock
 from miudiff.methods.model import save_model
+from miudiff.slides.regions import read_regions
 from miudiff.stainer import VirtualStainer
 from miudiff.whole_slide.record import work_folder
 from slide_run import paint
@@ -310,3 +311,15 @@ def test_a_vanished_slide_is_told_and_what_was_done_is_kept(model, slide, tmp_pa
     assert run(model, slide, tmp_path / "fresh") == 0
     first, second = (Path(tmp_path / name / "case.ome.tif").read_bytes() for name in ("out", "fresh"))
     assert first == second
+
+
+def test_the_regions_lie_beside_the_result_as_they_were(model, slide, tmp_path):
+    drawn = tmp_path / "drawn.geojson"
+    square = [[100, 50], [220, 50], [220, 150], [100, 150], [100, 50]]
+    drawn.write_text(json.dumps({"type": "Polygon", "coordinates": [square]}))
+    target = tmp_path / "out" / "case.ome.tif"
+    assert run(model, slide, target, "--roi", drawn) == 0
+    kept = read_regions(tmp_path / "out" / "case.roi.geojson", 400, 300)
+    assert kept.bounds == (100, 50, 220, 150)
+    assert run(model, slide, target, "--overwrite") == 0
+    assert not (tmp_path / "out" / "case.roi.geojson").exists()

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from command import SOURCE, Tally
-from small_set import bci, budget_file
+from miudiff.images import write_image
 from slide_run import paint
+from small_set import bci, budget_file
 from test_training import write_run
 from test_whole_slide import make
-
-from miudiff.images import write_image
 
 PATIENCE = 240.0  # seconds after which a command counts as hung
 QUICK = ("--set", "reverse.start=6", "--set", "reverse.steps=2", "--device", "cpu", "--precision", "fp32")
@@ -293,6 +293,7 @@ def test_a_full_disk_is_one_line_and_more_room_ends_in_the_same_result(
         code, _, err = job.run(disk / "out")
         found = found or wrong(code, err, (0,))
         tally.add(
-            f"{name}, trial {trial}", found or ("" if job.made(disk / "out") == expected else "another result")
+            f"{name}, trial {trial}",
+            found or ("" if job.made(disk / "out") == expected else "another result"),
         )
     tally.check()

@@ -20,9 +20,9 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from command import CommandLine, Tally
 from PIL import Image
 
+from command import CommandLine, Tally
 from miudiff.images import write_image
 from miudiff.viewer import create_app, find_cases, server
 from viewer_server import ask, serving

@@ -21,7 +21,8 @@ from miudiff.locks import lock
 from miudiff.provenance import SOURCE, difference, settings_digest, source_digest
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import Slide
-from miudiff.slides.regions import Feature, write_features
+from miudiff.slides.regions import Feature, Regions, write_features
+from miudiff.slides.result import ROI
 from miudiff.slides.runner import clear
 from miudiff.slides.sight import Rectangle
 from miudiff.stainer import VirtualStainer, check_mpp
@@ -30,7 +31,8 @@ from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 FAILURES = "failures.csv"
 WORK = ".work"
-BESIDE = (".ome.tif.work", ".uncertainty.ome.tif", ".unreadable.geojson")  # the longest names
+UNREADABLE = ".unreadable.geojson"
+BESIDE = (".ome.tif.work", ".uncertainty.ome.tif", UNREADABLE)  # the longest names
 LONGEST_NAME = 255  # bytes, of nearly every file system
 
 
@@ -158,17 +160,19 @@ def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
     write_json(path, record)
 
 
-def mark(target: Path, unreadable: Sequence[Rectangle]) -> None:
-    """Say where the slide could not be read, for QuPath."""
-    path = beside(target, ".unreadable.geojson")
-    if not unreadable:
-        path.unlink(missing_ok=True)
-        return
+def write_places(target: Path, unreadable: Sequence[Rectangle], regions: Regions | None) -> None:
+    """Write where the slide could not be read, and the regions that were asked for, beside a result, for QuPath and the viewer."""
     outlines = [
         [(at.x, at.y), (at.x + at.width, at.y), (at.x + at.width, at.y + at.height), (at.x, at.y + at.height)]
         for at in unreadable
     ]
-    write_features(path, [Feature("unreadable", [[np.array(outline, float)]]) for outline in outlines])
+    found = [Feature("unreadable", [[np.array(outline, float)]]) for outline in outlines]
+    asked = [Feature(area.name, [area.rings]) for area in regions.polygons] if regions else []
+    for ending, features in ((UNREADABLE, found), (ROI, asked)):
+        if features:
+            write_features(beside(target, ending), features)
+        else:
+            beside(target, ending).unlink(missing_ok=True)
 
 
 def tell_failures(path: Path, failed: Sequence[tuple[Path, str]]) -> None:

@@ -36,13 +36,13 @@ from miudiff.whole_slide.record import (
     begin,
     identity_of,
     locked_work_folder,
-    mark,
     record_of,
     refuse_long_name,
     refuse_other,
     scale_of,
     tell_failures,
     work_folder,
+    write_places,
 )
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def translate_slide(
             record["samples"] = sorted(
                 f"{p.parent.name}/{p.name}" for p in _samples_folder(job.target).glob("*.ome.tif")
             )
-            mark(job.target, record["unreadable"])
+            write_places(job.target, record["unreadable"], sight.regions)
             name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
             record["seconds"] = round(time.monotonic() - began, 1)
             write_json(beside(job.target, ".json"), record)
