@@ -37,3 +37,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
     save_model(folder, tiny_model(tile=64))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole trial may take its time; what hangs in it is found by the trials themselves."""
+    for item in items:
+        if item.get_closest_marker("robustness"):
+            item.add_marker(pytest.mark.timeout(3600))
