@@ -28,12 +28,10 @@ from miudiff.data.names import (
     STAINS,
     Place,
     bci_split,
-    compile_pattern,
     cut_folder,
     find_slide,
     read_folders,
     read_root,
-    words_of,
 )
 from miudiff.data.names import Layout as Layout
 from miudiff.data.names import Stain as Stain
@@ -41,6 +39,7 @@ from miudiff.data.names import name_of as name_of
 from miudiff.data.names import slide_of as slide_of
 from miudiff.errors import DataError
 from miudiff.images import SUFFIXES
+from miudiff.naming import compile_pattern, words_of
 
 BCI_NOTE = "BCI names number patches and carry no slide id: whether a slide is in two parts cannot be seen"
 
@@ -170,7 +169,7 @@ def open_dataset(
         DataError: No such folder, no images in it, another layout, or folders that do not say their stain.
     """
     root = Path(root)
-    pattern = compile_pattern(slide_pattern)
+    pattern = None if slide_pattern is None else compile_pattern(slide_pattern)
     if layout not in ("auto", *get_args(Layout)):
         raise DataError(f"layout '{layout}': not known, expected auto, {', '.join(get_args(Layout))}")
     images, others = _walk(root)
