@@ -50,6 +50,8 @@ class SourceConfig(Strict):
     )
 
 
+# What pathlib raises for a pattern that is none
+NO_PATTERN = (ValueError, NotImplementedError, RecursionError, AttributeError, OSError)
 ENDLESS = 2**62  # the length of a set: items are drawn without end; the loop counts steps
 
 
@@ -202,14 +204,26 @@ def _source_files(
         raise DataError(
             f"{section}.sources '{source.files}': an absolute path; put its folder into {section}.root and the rest here"
         )
-    if (root / source.files).is_dir():
-        paths = list_images(root / source.files)
-    else:
-        paths = sorted(p for p in root.glob(source.files) if p.is_file() and not p.name.startswith("."))
-    paths = [p for p in paths if not any(p.match(pattern) for pattern in source.exclude)]
+    try:
+        if (root / source.files).is_dir():
+            paths = list_images(root / source.files)
+        else:
+            paths = sorted(p for p in root.glob(source.files) if p.is_file() and not p.name.startswith("."))
+    except NO_PATTERN as error:
+        raise _bad_pattern(f"{section}.sources '{source.files[:80]}'", error) from error
+    for pattern in source.exclude:
+        try:
+            paths = [p for p in paths if not p.match(pattern)]
+        except NO_PATTERN as error:
+            raise _bad_pattern(f"{section}.sources exclude '{pattern[:80]}'", error) from error
     if not paths:
         raise DataError(f"{root / source.files}: finds no images; check {section}.root and the pattern")
     return paths
+
+
+def _bad_pattern(what: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:80] or type(error).__name__
+    return DataError(f"{what}: cannot be used as a pattern ({reason}), expected one as in trainB/*.jpg")
 
 
 @dataclass(frozen=True)
