@@ -25,7 +25,7 @@ def check(
         json: Write the report as JSON, too.
     """
     from miudiff.data.check import check_dataset
-    from miudiff.images import write_bytes
+    from miudiff.images import write_text
     from miudiff.progress import Progress
 
     report = check_dataset(root, layout, slide_pattern, progress=Progress("files", say))
@@ -35,7 +35,7 @@ def check(
         for line in report.lines():
             say(line)
     if json is not None:
-        write_bytes(json, report.to_json().encode(errors="backslashreplace"))
+        write_text(json, report.to_json())
     return report.exit_code
 
 

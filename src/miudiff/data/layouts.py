@@ -240,14 +240,11 @@ def _refuse_several(root: Path, images: Sequence[Path]) -> None:
         return _refuse_several(folder, paths)
     found: dict[Layout, Path] = {}
     for layout, pattern in PUBLISHED.items():
-        named = (folder for folder, paths in top.items() if _any_match(pattern, paths))
-        if folder := next(named, None):
-            found[layout] = folder
+        if named := [folder for folder, paths in top.items() if _any_match(pattern, paths)]:
+            found[layout] = named[0]
     if len(found) < 2:
-        whole = {
-            folder: paths for folder, paths in top.items() if folder != root and _both_stains(folder, paths)
-        }
-        found = {recognise(folder, paths): folder for folder, paths in whole.items()}
+        whole = [folder for folder, paths in top.items() if folder != root and _both_stains(folder, paths)]
+        found = {recognise(folder, top[folder]): folder for folder in whole}
     if len(found) > 1:
         each = " and ".join(f"{layout} in {folder}" for layout, folder in sorted(found.items()))
         raise DataError(f"{root}: holds several datasets, {each}; take them one by one")
