@@ -258,8 +258,9 @@ def test_slides_come_from_mist_names_or_a_pattern_and_from_nothing_else(tmp_path
     assert {f.slide for f in open_dataset(tmp_path, slide_pattern=r"(?P<slide>case\d+)").fields} == {"case7"}
     with pytest.raises(DataError, match="no group 'slide'"):
         open_dataset(tmp_path, slide_pattern=r"case\d+")
-    with pytest.raises(DataError, match="not a regular expression"):
-        slide_of("a", "plain", "(")
+    for pattern in ("(", "][[", "a{99999999999}"):
+        with pytest.raises(DataError, match="not a regular expression"):
+            slide_of("a", "plain", pattern)
 
 
 def test_names_lose_the_endings_of_formats_only():

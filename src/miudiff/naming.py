@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 from miudiff.errors import DataError
 
@@ -50,7 +51,9 @@ def compile_pattern(pattern: str, what: str = "slide pattern") -> re.Pattern[str
         DataError: No regular expression, or one without a group `slide`.
     """
     try:
-        compiled = re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "[[" may mean a set of sets one day
+            compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise DataError(f"{what} '{pattern[:80]}': is not a regular expression ({error})") from error
     if "slide" not in compiled.groupindex:

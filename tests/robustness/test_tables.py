@@ -299,11 +299,9 @@ def check(miudiff: CommandLine, root: Path, report: Path) -> tuple[Ended, str]:
         return ended, ""
     found = json.loads(report.read_text(encoding="utf-8"))
     named = {os.path.basename(finding["path"]) for finding in found["findings"]}
-    pipes = (p for p in root.rglob("*") if p.is_fifo() and p.name.lower().endswith(SUFFIXES))
+    pipes = [path.name for path in root.rglob("*") if path.is_fifo()]
     lost = [
-        p.name
-        for p in pipes
-        if p.name[0] != "." and p.name.encode(errors="backslashreplace").decode() not in named
+        name for name in pipes if name.lower().endswith(SUFFIXES) and name[0] != "." and name not in named
     ]
     return ended, f"does not name {lost[0]!r}" if lost else ""
 
