@@ -6,6 +6,7 @@ A command may refuse, in one line; it may not end in a traceback, hang, or pass 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import re
@@ -53,7 +54,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def hostile_json(random: Random, value: Any) -> bytes:
     """The value with some parts taken away, doubled or replaced, and perhaps bytes that are no JSON."""
-    value = json.loads(json.dumps(value))
+    value = copy.deepcopy(value)
     raw: dict[str, str] = {}
     for number in range(random.choice((0, 1, 1, 1, 2, 4))):
         there = list(places(value))
@@ -64,12 +65,12 @@ def hostile_json(random: Random, value: Any) -> bytes:
         if what < 0.15:
             del container[key]
         elif what < 0.25 and isinstance(container, list):
-            container.append(container[key])
+            container.append(copy.deepcopy(container[key]))
         elif what < 0.6:
             raw[f"raw {number}"] = random.choice(RAW)
             container[key] = f"raw {number}"
         else:
-            container[key] = random.choice(VALUES)
+            container[key] = copy.deepcopy(random.choice(VALUES))
     text = json.dumps(value)
     for name, token in raw.items():
         text = text.replace(f'"{name}"', token)
@@ -193,10 +194,10 @@ def folder(random: Random, root: Path, *below: str) -> None:
         for each in below:
             if random.random() < 0.9:
                 put(random, root / each / f"{name}{ending}")
-    if random.random() < 0.3:
-        (root / below[0] / "back").symlink_to(root.absolute())
     for each in below:
         (root / each).mkdir(parents=True, exist_ok=True)
+    if random.random() < 0.3:
+        (root / below[0] / "back").symlink_to(root.absolute())
 
 
 def passed_over(root: Path, told: str, done: set[str]) -> str:
