@@ -15,21 +15,17 @@ layouts. `splits` divides a dataset, `check` looks into its files.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from miudiff.data.names import (
-    BCI_NAME,
-    MIST_NAME,
     STAINS,
     Place,
     bci_split,
-    cut_folder,
     find_slide,
     read_folders,
     read_root,
@@ -38,6 +34,7 @@ from miudiff.data.names import Layout as Layout
 from miudiff.data.names import Stain as Stain
 from miudiff.data.names import name_of as name_of
 from miudiff.data.names import slide_of as slide_of
+from miudiff.data.recognise import recognise, refuse_several
 from miudiff.errors import DataError
 from miudiff.images import SUFFIXES
 from miudiff.naming import compile_pattern, words_of
@@ -46,7 +43,6 @@ BCI_NOTE = "BCI names number patches and carry no slide id: whether a slide is i
 
 NOT_TISSUE = {"mask", "masks", "label", "labels", "annotation", "annotations", "thumbnail", "thumbnails"}
 
-PUBLISHED: dict[Layout, re.Pattern[str]] = {"bci": BCI_NAME, "mist": MIST_NAME}
 MOST_LINKS = 100  # that may lead to one folder
 
 _Where = tuple[str | None, str, str]  # split, group, name
@@ -180,7 +176,7 @@ def open_dataset(
     if not images:
         raise DataError(f"{root}: no images below it, expected files ending in {', '.join(SUFFIXES)}")
     if layout not in ("cut", "plain"):
-        _refuse_several(root, images)
+        refuse_several(root, images)
     recognised = recognise(root, images)
     found = recognised if layout == "auto" else layout
     if found == "bci" and recognised != "bci":
@@ -208,57 +204,6 @@ def open_dataset(
     return Dataset(
         root, found, tuple(sorted(fields, key=lambda field: field.path)), tuple(notes), tuple(sorted(others))
     )
-
-
-def recognise(root: Path, images: Iterable[Path]) -> Layout:
-    """The layout that most names, or else the folders, speak for."""
-    paths = list(images)
-    folders = {part.lower() for path in paths for part in path.relative_to(root).parts[:-1]}
-    if _most_match(BCI_NAME, paths):
-        return "bci"
-    if _most_match(MIST_NAME, paths) or "trainvalab" in folders:
-        return "mist"
-    return "cut" if any(cut_folder(folder) for folder in folders) else "plain"
-
-
-def _most_match(pattern: re.Pattern[str], paths: list[Path]) -> bool:
-    return sum(pattern.fullmatch(name_of(path)) is not None for path in paths) * 2 > len(paths)
-
-
-def _refuse_several(root: Path, images: Sequence[Path]) -> None:
-    """Refuse a root below which datasets of two layouts lie: taken as one, what one of them says of its slides is lost.
-
-    Raises:
-        DataError: Names of BCI and of MIST, or folders that hold both stains and differ in layout.
-    """
-    top: dict[Path, list[Path]] = defaultdict(list)
-    for path in images:
-        below = path.relative_to(root).parts[:-1]
-        top[root / below[0] if below else root].append(path)
-    if len(top) == 1 and root not in top:
-        ((folder, paths),) = top.items()
-        return _refuse_several(folder, paths)
-    found: dict[Layout, Path] = {}
-    for layout, pattern in PUBLISHED.items():
-        if named := [folder for folder, paths in top.items() if _any_match(pattern, paths)]:
-            found[layout] = named[0]
-    if len(found) < 2:
-        whole = [folder for folder, paths in top.items() if folder != root and _both_stains(folder, paths)]
-        found = {recognise(folder, top[folder]): folder for folder in whole}
-    if len(found) > 1:
-        each = " and ".join(f"{layout} in {folder}" for layout, folder in sorted(found.items()))
-        raise DataError(f"{root}: holds several datasets, {each}; take them one by one")
-
-
-def _any_match(pattern: re.Pattern[str], paths: Iterable[Path]) -> bool:
-    return any(pattern.fullmatch(name_of(path)) for path in paths)
-
-
-def _both_stains(folder: Path, paths: Iterable[Path]) -> bool:
-    """Whether the folders below say both stains, as those of a whole dataset do."""
-    nothing = Place(None, None, None, "")
-    parts = {path.relative_to(folder).parts[:-1] for path in paths}
-    return {"HE", "IHC"} <= {read_folders(part, nothing).stain for part in parts}
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:

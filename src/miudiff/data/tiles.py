@@ -22,9 +22,10 @@ from torch.utils.data import Dataset
 
 from miudiff.config import Strict
 from miudiff.data.layouts import Stain, open_dataset
+from miudiff.data.patterns import matching, without
 from miudiff.data.splits import Part, Split, official_split, paper_split
 from miudiff.errors import DataError
-from miudiff.images import Pixels, list_images, read_image, read_scale, resize, same_scale, to_tensor
+from miudiff.images import Pixels, read_image, read_scale, resize, same_scale, to_tensor
 from miudiff.noise import NoiseKey
 
 
@@ -50,8 +51,6 @@ class SourceConfig(Strict):
     )
 
 
-# What pathlib raises for a pattern that is none
-NO_PATTERN = (ValueError, NotImplementedError, RecursionError, AttributeError, OSError)
 ENDLESS = 2**62  # the length of a set: items are drawn without end; the loop counts steps
 
 
@@ -204,26 +203,11 @@ def _source_files(
         raise DataError(
             f"{section}.sources '{source.files}': an absolute path; put its folder into {section}.root and the rest here"
         )
-    try:
-        if (root / source.files).is_dir():
-            paths = list_images(root / source.files)
-        else:
-            paths = sorted(p for p in root.glob(source.files) if p.is_file() and not p.name.startswith("."))
-    except NO_PATTERN as error:
-        raise _bad_pattern(f"{section}.sources '{source.files[:80]}'", error) from error
-    for pattern in source.exclude:
-        try:
-            paths = [p for p in paths if not p.match(pattern)]
-        except NO_PATTERN as error:
-            raise _bad_pattern(f"{section}.sources exclude '{pattern[:80]}'", error) from error
+    paths = matching(root, source.files, f"{section}.sources")
+    paths = without(paths, source.exclude, f"{section}.sources exclude")
     if not paths:
         raise DataError(f"{root / source.files}: finds no images; check {section}.root and the pattern")
     return paths
-
-
-def _bad_pattern(what: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:80] or type(error).__name__
-    return DataError(f"{what}: cannot be used as a pattern ({reason}), expected one as in trainB/*.jpg")
 
 
 @dataclass(frozen=True)
