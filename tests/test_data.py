@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from miudiff.cli import main
 from miudiff.data.check import CheckReport, check_dataset
 from miudiff.data.layouts import name_of, open_dataset, slide_of
+from miudiff.data.splits import paper_split
+from miudiff.data.tiles import DataConfig, SourceConfig, find_images
 from miudiff.errors import DataError
 from miudiff.images import write_image
 
@@ -174,6 +178,70 @@ def test_what_is_no_dataset_is_told(tmp_path):
         open_dataset(tmp_path / "some", "bci")
 
 
+@pytest.mark.parametrize("below", ["", "deeper/"])
+def test_datasets_of_two_layouts_are_named_and_not_mixed(tmp_path, below):
+    bci, mist = f"{below}bci_her2", f"{below}mist_her2"
+    touch(tmp_path, *(f"{bci}/{stain}/0000{i}_test_1+.png" for stain in ("HE", "IHC") for i in range(9)))
+    touch(tmp_path, *(f"{mist}/{stain}/15M2102762_18_18.jpg" for stain in ("HE", "IHC")))
+    told = (
+        f"holds several datasets, bci in {tmp_path / bci} and mist in {tmp_path / mist}; take them one by one"
+    )
+    for layout in ("auto", "bci", "mist"):
+        with pytest.raises(DataError) as error:
+            open_dataset(tmp_path, layout)
+        assert told in str(error.value)
+    source = SourceConfig(files=".", split="official", part="test")
+    with pytest.raises(DataError, match="holds several datasets"):
+        find_images(DataConfig(root=tmp_path, sources=(source,), native=True), ())
+
+
+def test_a_published_set_beside_a_plain_one_is_not_mixed_and_a_set_of_masks_is_no_dataset(tmp_path):
+    names = [
+        f"BCI/{stain}/{part}/00000_{part}_1+.png" for stain in ("HE", "IHC") for part in ("train", "test")
+    ]
+    touch(tmp_path, *names, "BCI/masks/a.png", "BCI/old/b.png")
+    assert open_dataset(tmp_path).layout == "bci"
+    touch(tmp_path, "own/HE/a.png", "own/IHC/a.png")
+    with pytest.raises(DataError, match="bci in .*BCI and plain in .*own"):
+        open_dataset(tmp_path)
+
+
+def test_names_of_two_published_sets_in_one_folder_are_not_mixed(tmp_path):
+    touch(
+        tmp_path,
+        *(f"{stain}/{name}" for stain in ("HE", "IHC") for name in ("00000_test_1+.png", "1M2_3_4.png")),
+    )
+    with pytest.raises(DataError, match="several datasets, bci in .*HE and mist in .*HE"):
+        open_dataset(tmp_path)
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    touch(tmp_path, *(f"{i}/a.png" for i in range(12)))
+    for i in range(12):
+        for k in range(12):
+            (tmp_path / str(i) / f"to{k}").symlink_to(tmp_path / str(k))
+    with pytest.raises(DataError, match="more than 100 links lead to this folder"):
+        open_dataset(tmp_path)
+
+
+def test_what_is_no_file_is_named_and_left_out(tmp_path):
+    fill(tmp_path, "HE/a.png", "IHC/a.png")
+    os.mkfifo(tmp_path / "IHC" / "pipe.png")
+    (tmp_path / "IHC" / "zero.tif").symlink_to("/dev/zero")
+    (tmp_path / "IHC" / "loop.png").symlink_to("loop.png")
+    report = check_dataset(tmp_path)
+    special = "is a pipe, a socket or a device, left out, expected an image file"
+    errors = messages(report, "error")
+    assert (errors["pipe.png"], errors["zero.tif"]) == (special, special)
+    assert report.pairs == 1
+    assert "loop.png" in errors
+
+
+def test_the_paper_split_takes_names_that_are_no_text(tmp_path):
+    names = [f"IHC/{i}\udce9.png" for i in range(12)]
+    assert sum(paper_split(open_dataset(touch(tmp_path, *names)), 0).counts().values()) == 12
+
+
 def test_a_link_back_to_the_root_ends(tmp_path):
     touch(tmp_path, "IHC/a.png")
     (tmp_path / "IHC" / "loop").symlink_to(tmp_path)
@@ -190,8 +258,9 @@ def test_slides_come_from_mist_names_or_a_pattern_and_from_nothing_else(tmp_path
     assert {f.slide for f in open_dataset(tmp_path, slide_pattern=r"(?P<slide>case\d+)").fields} == {"case7"}
     with pytest.raises(DataError, match="no group 'slide'"):
         open_dataset(tmp_path, slide_pattern=r"case\d+")
-    with pytest.raises(DataError, match="not a regular expression"):
-        slide_of("a", "plain", "(")
+    for pattern in ("(", "][[", "a{99999999999}"):
+        with pytest.raises(DataError, match="not a regular expression"):
+            slide_of("a", "plain", pattern)
 
 
 def test_names_lose_the_endings_of_formats_only():
@@ -343,6 +412,18 @@ def test_no_dataset_at_all_is_exit_code_2(tmp_path):
         assert report.exit_code == 2
         assert report.lines() == [str(report.findings[0])]
         assert str(report.findings[0]).count(str(root)) == 1
+
+
+def test_no_dataset_is_one_line_on_stderr_and_a_pattern_that_is_none_too(tmp_path, capsys):
+    fill(tmp_path, "HE/a.png", "IHC/a.png")
+    for words in ((str(tmp_path / "missing"),), (str(tmp_path), "--slide-pattern", "a{99999999999}")):
+        with pytest.raises(SystemExit) as left:
+            main(["data", "check", *words])
+        assert left.value.code == 2
+        printed = capsys.readouterr()
+        assert not printed.out
+        (line,) = printed.err.splitlines()
+        assert line.startswith("miudiff: ")
 
 
 def test_the_json_holds_the_whole_report(tmp_path):

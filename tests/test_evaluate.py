@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +254,8 @@ def test_the_rest_is_scored_on_request_and_never_as_if_it_were_all(folders, imag
         (["G", "R", "--encoder", "none.pth"], "none.pth: no such file"),
         (["G", "R", "--features", "none.npy", "none.npy"], "none.npy: cannot be read"),
         (["G", "R", "--features", "a.npy", "b.npy"], "a.npy (3) and b.npy (4): two lengths"),
-        (["G", "R", "--slide-pattern", "("], "is no regular expression"),
+        (["G", "R", "--slide-pattern", "("], "is not a regular expression"),
+        (["G", "R", "--slide-pattern", "a{99999999999}"], "is not a regular expression"),
         (["G", "R", "--slide-pattern", "s1"], "has no group"),
         (["G", "R", "--slide-pattern", "(?P<slide>s1)"], "finds no slide in s2_c"),
     ],
@@ -264,6 +267,151 @@ def test_a_wrong_word_is_one_line(folders, capsys, words, message):
     assert evaluate(*words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def record(folder, marker, images, source="he"):
+    """What `miudiff translate` writes beside its results."""
+    runs = [{"miudiff": "1", "marker": marker, "seed": 0}]
+    entries = {f"{name}.png": {"source": f"{source}/{name}.png", "run": 0} for name in images}
+    (folder / "translation.json").write_text(json.dumps({"notice": "x", "runs": runs, "images": entries}))
+
+
+@pytest.mark.parametrize("reference", ["HER2", "HER2/TrainValAB/valB", "bci_her2/IHC"])
+def test_a_reference_of_another_marker_is_warned_of_wherever_the_scores_stand(folders, capsys, reference):
+    shutil.copytree("R", reference)
+    record(folders / "G", "Ki-67", NAMES)
+    assert evaluate("G", reference, "--out", "o") == 0
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith(
+        f"miudiff: warning: G: shows Ki67 (translation.json), but {reference} is of HER2 by"
+    )
+    warning = line.removeprefix("miudiff: warning: ")
+    assert warning not in printed.out
+    assert warning in read(folders / "o" / "scores.json")["notes"]
+    for name in ("scores.md", "report.html"):
+        assert warning in (folders / "o" / name).read_text()
+
+
+def test_the_marker_of_file_names_is_compared_and_the_same_marker_in_any_spelling_is_silent(folders, capsys):
+    for folder in "GR":
+        for name in NAMES:
+            (folders / folder / f"{name}.png").rename(folders / folder / f"{name}_her2.png")
+    names = [f"{name}_her2" for name in NAMES]
+    record(folders / "G", "Her-2", names)
+    assert evaluate("G", "R", "--json", "scores.json") == 0
+    assert not capsys.readouterr().err
+    record(folders / "G", "Ki67", names)
+    assert evaluate("G", "R", "--json", "scores.json") == 0
+    assert "R is of HER2 by its name (s1_a_her2.png)" in capsys.readouterr().err
+
+
+def test_records_of_two_markers_are_not_compared(folders, capsys):
+    record(folders / "G", "Ki67", NAMES)
+    record(folders / "R", "HER2", NAMES)
+    assert evaluate("G", "R", "--json", "scores.json") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "G/s1_a.png: shows Ki67 (G/translation.json)" in line
+    assert "R/s1_a.png shows HER2" in line
+    record(folders / "R", "Ki67", NAMES)
+    assert evaluate("G", "R", "--json", "scores.json") == 0
+    assert "virtual stains themselves" in capsys.readouterr().err
+
+
+def test_the_record_of_a_slide_states_its_marker_too(folders, images, capsys):
+    (folders / "G" / "s1_a.png").unlink()
+    write_image(folders / "G" / "s1_a.ome.tif", images["G"]["s1_a"])
+    content = {"notice": "x", "source": "a.svs", "model": {"marker": "Ki67"}}
+    (folders / "G" / "s1_a.json").write_text(json.dumps(content))
+    (folders / "R").rename("ER")
+    assert evaluate("G", "ER", "--json", "scores.json") == 0
+    assert "shows Ki67 (s1_a.json), but ER is of ER" in capsys.readouterr().err
+
+
+def test_the_images_own_he_is_no_true_ihc(folders, capsys):
+    record(folders / "G", "Ki67", NAMES, source=folders / "S")
+    assert evaluate("G", "S") == 2
+    assert "S/s1_a.png: is the H&E that G/s1_a.png was made from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[]",
+        "\xff",
+        '{"runs": 5}',
+        '{"runs": [], "images": []}',
+        '{"runs": [{}], "images": {"s1_a.png": {"run": 0.0}}}',
+        '{"runs": [{}], "images": {"s1_a.png": {"run": 1}}}',
+        '{"runs": [{}], "images": {"s1_a.png": {"run": -1}}}',
+        '{"runs": [{}], "images": {"s1_a.png": {"run": true}}}',
+        '{"runs": [5], "images": {"s1_a.png": {"run": 0}}}',
+        '{"runs": [{}], "images": {"s1_a.png": []}}',
+    ],
+)
+def test_a_record_that_is_none_is_one_warning_and_the_images_are_scored(folders, capsys, text):
+    (folders / "G" / "translation.json").write_bytes(text.encode("latin-1"))
+    assert evaluate("G", "R", "--json", "scores.json") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("miudiff: warning: G/translation.json: ")
+
+
+def test_odd_values_in_a_record_say_nothing(folders, capsys):
+    for run in ({"marker": 5}, {"marker": ""}, {}):
+        content = {"runs": [run], "images": {"s1_a.png": {"run": 0, "source": "a\0b"}, "other": {"run": 0}}}
+        (folders / "G" / "translation.json").write_text(json.dumps(content))
+        assert evaluate("G", "R", "--json", "scores.json") == 0
+    assert not capsys.readouterr().err
+
+
+def test_a_correlation_over_few_images_is_no_headline(folders, images, capsys):
+    assert evaluate("G", "R", "--nucleus", "12", "--out", "o") == 0
+    printed = capsys.readouterr().out
+    assert "pearson" not in printed
+    assert "Correlations over images are of n = 3: below 5 they say nothing" in printed
+    result = read(folders / "o" / "scores.json")
+    assert result["mean"]["iod_pearson"] is not None
+    assert any("n = 3" in note for note in result["notes"])
+    headlines = (folders / "o" / "scores.md").read_text().partition("## Every key")[0]
+    assert "pearson" not in headlines
+    for folder in "GR":
+        for number in (1, 2):
+            write_image(folders / folder / f"more{number}.png", images[folder]["s1_a"])
+    assert evaluate("G", "R", "--out", "o") == 0
+    printed = capsys.readouterr().out
+    assert "iod_pearson" in printed
+    assert "Correlations" not in printed
+
+
+@pytest.mark.parametrize(
+    "name", ["caf\udce9", "a\nb", "-x", "--help", "a|b<c>", "x" * 251, "\x1b[31m", "S1_A"]
+)
+def test_any_file_name_is_scored_and_written(folders, name):
+    for folder in "GRS":
+        shutil.copy(folders / folder / "s1_a.png", folders / folder / f"{name}.png")
+    assert evaluate("G", "R", "--source", "S", "--out", "o") == 0
+    told = [image["name"] for image in read(folders / "o" / "scores.json")["images"]]
+    assert name in [*told, *(each.replace("\\udce9", "\udce9") for each in told)]
+    for file in ("scores.csv", "scores.md", "report.html"):
+        (folders / "o" / file).read_text(encoding="utf-8")
+
+
+def test_what_is_no_file_is_listed_and_never_opened(folders, capsys):
+    for folder in "GR":
+        os.mkfifo(folders / folder / "pipe.png")
+        (folders / folder / "folder.png").mkdir()
+    os.mkfifo(folders / "G" / "translation.json")
+    os.mkfifo(folders / "G" / "s1_a.json")
+    assert evaluate("G", "R", "--json", "scores.json") == 0
+    ignored = read(folders / "scores.json")["ignored"]
+    assert {"G/pipe.png", "R/pipe.png", "G/folder.png", "G/translation.json"} <= set(ignored)
+    (folders / "R" / "s1_a.png").unlink()
+    os.mkfifo(folders / "R" / "s1_a.png")
+    assert evaluate("G", "R", "--json", "scores.json") == 2
+    assert "G/s1_a.png: has no partner in R" in capsys.readouterr().err
+    for words in (["--features", "G/pipe.png", "G/pipe.png"], ["--encoder", "G/pipe.png"]):
+        assert evaluate("G", "R", *words) == 2
 
 
 def test_a_slide_pattern_draws_slides(folders):

@@ -11,6 +11,7 @@ GROUND = {
     "errors",
     "config",
     "images",
+    "naming",
     "stains",
     "tissue",
     "noise",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import uuid
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from skimage.draw import polygon2mask
 
 from miudiff.errors import SlideError
+from miudiff.slides import regions as regions_module
 from miudiff.slides.marked import read_marked
 from miudiff.slides.overview import describe, thumbnail, tissue_mask
 from miudiff.slides.reader import RegionError, open_slide, read_scaled
@@ -188,6 +191,98 @@ def test_a_file_that_is_no_json_or_not_there_is_refused(tmp_path):
         with pytest.raises(SlideError, match="is not JSON") as error:
             read_regions(tmp_path / "a.geojson", 100, 100)
         assert "\n" not in str(error.value)
+
+
+SHAPE = '{"type": "Feature", "properties": %s, "geometry": {"type": "Polygon", "coordinates": %s}}'
+RING = "[[[0,0],[40,0],[40,40]]]"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 5000 + "]" * 5000, "is nested too deeply"),
+        ('{"type": "FeatureCollection", "features": ' * 300 + "[]" + "}" * 300, "holds no areas"),
+        (SHAPE % ("{}", "[[[0,0],[%s,0],[40,40]]]" % ("9" * 400)), "no proper outline"),
+        (SHAPE % ("{}", "[[[0,0],[%s,0],[40,40]]]" % ("9" * 5000)), "is not JSON"),
+        (SHAPE % ("{}", "[[[0,0],[NaN,0],[40,40]]]"), "lies on no slide"),
+        (SHAPE % ("{}", "[[[0,0],[Infinity,0],[40,40]]]"), "lies on no slide"),
+        (SHAPE % ("{}", "[[[0,0],[1e300,0],[40,40]]]"), "lies on no slide"),
+        (SHAPE % ("{}", '["12","34","56"]'), "no proper outline"),
+        (SHAPE % ("{}", '[["12","34","56"]]'), "a point that is not"),
+        (SHAPE % ("{}", '[[["1","2"],["3","4"],["5","9"]]]'), "a coordinate that is no number"),
+        (SHAPE % ("{}", "[[[true,0],[40,0],[40,40]]]"), "a coordinate that is no number"),
+        (SHAPE % ("{}", "null"), "no proper outline"),
+        (SHAPE % ("{}", "5"), "no proper outline"),
+        ('{"type": "FeatureCollection", "features": 5}', "no GeoJSON"),
+        ('{"type": "Feature", "properties": [], "geometry": "x"}', "is nothing, expected an area"),
+        ('{"type": ["Polygon"], "coordinates": ' + RING + "}", "expected an area"),
+    ],
+)
+def test_hostile_geojson_is_one_line(tmp_path, text, words):
+    path = tmp_path / "a.geojson"
+    path.write_text(text)
+    with pytest.raises(SlideError, match=words) as error:
+        read_regions(path, 100, 100)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("properties", "name"),
+    [
+        (r'{"name": "\ud800 x"}', r"\ud800 x"),
+        ('{"name": 7, "classification": null}', "7"),
+        ('{"name": null, "classification": {"name": ["A"]}}', "['A']"),
+        ("[]", "region 1"),
+        ('{"name": "%s"}' % ("A" * 10**6), "A" * 80),
+    ],
+)
+def test_any_name_becomes_text_that_a_file_can_hold(tmp_path, properties, name):
+    (tmp_path / "a.geojson").write_text(SHAPE % (properties, RING))
+    (polygon,) = read_regions(tmp_path / "a.geojson", 100, 100).polygons
+    assert polygon.name == name
+    polygon.name.encode()
+
+
+def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.geojson")
+    with pytest.raises(SlideError, match="no regular file"):
+        read_regions(tmp_path / "pipe.geojson", 100, 100)
+    with pytest.raises(SlideError, match="is a folder"):
+        read_regions(tmp_path, 100, 100)
+    monkeypatch.setattr(regions_module, "LARGEST", 10)
+    (tmp_path / "a.geojson").write_text(SHAPE % ("{}", RING))
+    with pytest.raises(SlideError, match="export the annotations alone"):
+        read_regions(tmp_path / "a.geojson", 100, 100)
+
+
+def test_a_ring_that_crosses_itself_is_filled_though_its_lobes_cancel(saved):
+    bow = [[10, 10], [50, 50], [50, 10], [10, 50]]
+    mask = read_regions(saved(polygon(bow)), 100, 100).mask(0, 0, 100, 100)
+    lobes = [[[[10, 10], [30, 30], [10, 50]]], [[[30, 30], [50, 50], [50, 10]]]]
+    areas = read_regions(saved({"type": "MultiPolygon", "coordinates": lobes}), 100, 100)
+    np.testing.assert_array_equal(mask, areas.mask(0, 0, 100, 100))
+    assert mask.sum() == pytest.approx(800, abs=40)
+
+
+def test_an_edge_more_or_less_at_a_time_fills_the_same(saved, monkeypatch):
+    points = np.random.default_rng(3).uniform(-20, 120, (500, 2)).tolist()
+    areas = read_regions(saved(polygon(points)), 100, 100)
+    whole = areas.mask(0, 0, 100, 100)
+    monkeypatch.setattr(regions_module, "FILLED", 100)
+    np.testing.assert_array_equal(areas.mask(0, 0, 100, 100), whole)
+
+
+def test_many_regions_and_many_points_take_seconds(saved):
+    began = time.monotonic()
+    squares = [
+        [[[x, y], [x + 3, y], [x + 3, y + 3], [x, y + 3]]] for x in range(0, 400, 4) for y in range(0, 400, 4)
+    ]
+    areas = read_regions(saved({"type": "MultiPolygon", "coordinates": squares}), 800, 800)
+    assert areas.mask(0, 0, 400, 400).mean() == 9 / 16
+    zigzag = [[x % 800, 800 * (x % 2)] for x in range(20_000)]
+    read_regions(saved(polygon(zigzag)), 800, 800).mask(0, 0, 800, 800)
+    assert time.monotonic() - began < 30
 
 
 # --- writing ---

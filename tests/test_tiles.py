@@ -80,6 +80,14 @@ def test_whole_images_that_shrink_to_several_scales_are_refused(tmp_path):
         ({"mpp": None}, "data.mpp: missing"),
         ({"source": {"files": "nothing*"}}, "finds no images"),
         ({"source": {"files": "twin:middle"}}, "no such region"),
+        ({"source": {"files": "["}}, "finds no images"),
+        ({"source": {"files": ""}}, "no images in it"),
+        ({"source": {"files": "ihc/**.png"}}, "sources 'ihc/..\\.png': cannot be used as a pattern"),
+        ({"source": {"files": "**/" * 500 + "*.png"}}, "cannot be used as a pattern"),
+        ({"source": {"files": "a" * 300}}, "cannot be used as a pattern"),
+        ({"source": {"files": "a\0b"}}, "cannot be used as a pattern|finds no images"),
+        ({"source": {"files": "ihc", "exclude": ("",)}}, "exclude '': cannot be used as a pattern"),
+        ({"source": {"files": "/ihc/*.png"}}, "an absolute path"),
     ],
 )
 def test_what_is_missing_is_told(tmp_path, changes, told):

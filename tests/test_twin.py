@@ -1,10 +1,13 @@
 """Stains separate and combine again; a twin has its image's tissue and has lost what DAB said about the antigen."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
+from miudiff.cli import main
 from miudiff.data.twin import make_twins, render_twin, skimage_ihc, twin_region, twin_region_file
 from miudiff.errors import DataError
 from miudiff.images import read_image, write_image
@@ -251,3 +254,18 @@ def test_twins_are_not_written_among_their_sources(tmp_path):
         with pytest.raises(DataError, match="among the sources"):
             make_twins(source, tmp_path, "nuclear")
     assert [path.name for path in (tmp_path / "IHC").iterdir()] == ["a.jpg"]
+
+
+def test_pipes_are_named_and_left_out_and_each_failure_is_told_once_on_stderr(tmp_path, capsys):
+    write_image(tmp_path / "in" / "a.png", field(NEGATIVE))
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    with pytest.raises(SystemExit) as left:
+        main(["data", "twin", str(tmp_path / "in"), str(tmp_path / "out")])
+    assert left.value.code == 3
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        f"miudiff: {tmp_path / 'in' / 'pipe.png'}: is a pipe, a socket or a device, left out, expected an image file"
+    ]
+    assert printed.out == f"1 pairs in {tmp_path / 'out'}, 1 failed\n"
+    with pytest.raises(DataError, match="no regular file"):
+        make_twins(tmp_path / "in" / "pipe.png", tmp_path / "out", "nuclear")

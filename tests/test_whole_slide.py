@@ -10,11 +10,13 @@ import pytest
 import tifffile
 
 from miudiff.cli import main
+from miudiff.errors import DataError
 from miudiff.images import write_image
 from miudiff.locks import lock
 from miudiff.methods.model import save_model
 from miudiff.slides.regions import read_regions
 from miudiff.stainer import VirtualStainer
+from miudiff.whole_slide.jobs import slide_jobs
 from miudiff.whole_slide.record import work_folder
 from slide_run import paint
 from tiny import tiny_model
@@ -144,11 +146,41 @@ def test_a_scale_that_no_file_states_is_asked_for_by_name_or_by_a_table(model, t
         ("slide,mpp\nin/case.tif,half\n", "line 2: mpp 'half', expected micrometres per pixel"),
         ("slide\nin/case.tif\nin/case.tif\n", "another slide gives case.ome.tif"),
         ("", "no rows"),
+        ("slide;mpp\nin/case.tif;0.5\n", "parted by commas"),
+        ("slide,mpp\nin/case.tif\n", "line 2: 1 fields, expected 2"),
+        ("slide\n\nin/case.tif,0.5\n", "line 3: 2 fields, expected 1"),
+        ("slide,mpp,slide\na,1,b\n", "line 1: the column 'slide' is there twice"),
+        ("slide,mpp\n,0.5\n", "line 2: names no slide"),
+        ("slide,mpp\n  ,0.5\n", "line 2: names no slide"),
+        ("slide,mpp\nin/case.tif,nan\n", "line 2: mpp nan: expected micrometres per pixel between"),
+        ("slide,mpp\nin/case.tif,1e400\n", "line 2: mpp inf: expected"),
+        ("slide,mpp\nin/case.tif,-1\n", "line 2: mpp -1: expected"),
+        ("slide,mpp\nin/case.tif,0\n", "line 2: mpp 0: expected"),
+        ("slide\nin/ca\0se.tif\n", "line 2: holds a NUL"),
+        (b"slide\nin/case.tif\nin/\xe9.tif\n", "line 3: is not UTF-8"),
+        ("slide\n" + "x" * 10**6 + "\n", "line 2: cannot be read as CSV (field larger"),
+        ('slide\n"a\nb.tif"\n"in/case.tif\n', "line 4: cannot be read as CSV (unexpected end"),
     ],
 )
 def test_a_table_that_cannot_be_followed_is_refused(model, slide, tmp_path, capsys, text, told):
-    (tmp_path / "slides.csv").write_text(text)
+    (tmp_path / "slides.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert told in mistake(capsys, model, tmp_path / "slides.csv", tmp_path / "out")
+
+
+def test_a_table_may_have_spaces_quotes_line_breaks_and_columns_of_its_own(tmp_path):
+    (tmp_path / "slides.csv").write_text('id, slide, mpp\n7, "in/a,b.tif", 0.5\n\n8,"in/c\nd.tif",\n')
+    first, second = slide_jobs(tmp_path / "slides.csv", tmp_path / "out", 0.25, None)
+    assert (first.source, first.mpp) == (tmp_path / "in/a,b.tif", 0.5)
+    assert (second.source, second.mpp) == (tmp_path / "in/c\nd.tif", 0.25)
+
+
+def test_a_table_is_a_regular_file_and_a_folder_of_its_name_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match="no regular file"):
+        slide_jobs(tmp_path / "pipe.csv", tmp_path / "out", None, None)
+    make(tmp_path / "slides.csv" / "a.tif", levels=2)
+    (job,) = slide_jobs(tmp_path / "slides.csv", tmp_path / "out", None, None)
+    assert job.source.name == "a.tif"
 
 
 def test_a_missing_slide_of_a_table_is_told_and_the_others_are_made(model, slide, tmp_path, capsys):

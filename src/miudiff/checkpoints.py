@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from miudiff.errors import CheckpointError, DataError
-from miudiff.images import atomic, write_bytes
+from miudiff.images import atomic, write_bytes, write_text
 
 
 class Part(Protocol):
@@ -169,9 +169,7 @@ def _shape(tensor: Tensor) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write readable JSON, whole or not at all; a file's name that is no text reads back as it was."""
-    write_bytes(
-        path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-    )
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def append_json(path: Path, line: Mapping[str, Any]) -> None:

@@ -266,6 +266,11 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 that appears whole or not at all; a file's name that is no text is spelt out in it."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes `path`'s place when the block ends well, and is removed when it does not."""

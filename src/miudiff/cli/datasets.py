@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from miudiff.cli.app import data, say
+from miudiff.cli.app import complain, data, say
 
 
 @data.command
@@ -25,14 +25,17 @@ def check(
         json: Write the report as JSON, too.
     """
     from miudiff.data.check import check_dataset
-    from miudiff.images import write_bytes
+    from miudiff.images import write_text
     from miudiff.progress import Progress
 
     report = check_dataset(root, layout, slide_pattern, progress=Progress("files", say))
-    for line in report.lines():
-        say(line)
+    if report.layout is None:
+        complain(f"{root}: {report.findings[0].message}")
+    else:
+        for line in report.lines():
+            say(line)
     if json is not None:
-        write_bytes(json, report.to_json().encode(errors="backslashreplace"))
+        write_text(json, report.to_json())
     return report.exit_code
 
 
@@ -49,6 +52,6 @@ def twin(source: Path, out: Path, *, antigen: Literal["nuclear", "cytoplasmic"] 
 
     written, failed = make_twins(source, out, antigen)
     for message in failed:
-        say(f"failed: {message}")
+        complain(message)
     say(f"{len(written)} pairs in {out}, {len(failed)} failed")
     return 0 if not failed else 3 if written else 2

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
-from miudiff.cli.app import Preset, Words, app, say
+from miudiff.cli.app import Preset, Words, app, complain, say
 
 
 @app.command
@@ -134,7 +133,7 @@ def evaluate(
     )
     evaluation = evaluate_folders(generated, reference, source, settings, say)
     for line in complaints(evaluation):
-        print(f"miudiff: {line}", file=sys.stderr)
+        complain(line)
     folder = out if out is not None or json is not None else Path("evaluation")
     publish(evaluation, {"generated": generated, "reference": reference, "source": source}, folder, json, say)
     return evaluation.exit_code

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from miudiff.data.examine import FileFacts, Finding, Level, examine, finding_of
-from miudiff.data.layouts import Dataset, Field, Layout, open_dataset
+from miudiff.data.layouts import Dataset, Field, Layout, open_dataset, why_special
 from miudiff.data.names import BCI_NAME
 from miudiff.data.splits import PARTS, Leak, leaks
 from miudiff.errors import DataError
-from miudiff.images import SLIDE_SUFFIXES
+from miudiff.images import SLIDE_SUFFIXES, SUFFIXES
 
 Progress = Callable[[int, int], None]
 
@@ -265,8 +265,8 @@ def _about_the_rest(dataset: Dataset) -> list[Finding]:
     slides: list[Path] = []
     other: list[Path] = []
     for path in dataset.left_out:
-        if path.is_dir():
-            found.append(Finding("error", path, "is a folder, expected an image file"))
+        if path.name.lower().endswith(SUFFIXES) and (why := why_special(path)):
+            found.append(Finding("error", path, why))
         else:
             (slides if path.suffix.lower() in SLIDE_SUFFIXES else other).append(path)
     if slides:

@@ -8,14 +8,14 @@ the slide. What neither says is None, never a guess: an invented slide hides a l
     CUT     trainA trainB testA testB                 names of any kind, H&E and IHC paired or not
     plain   HE IHC, or HE and a folder for each marker, or one folder of IHC; each may hold train, val, test
 
-Any of these may lie deeper (BCI_dataset/HE/train), and several markers side by side. `splits` divides a
-dataset, `check` looks into its files.
+Any of these may lie deeper (BCI_dataset/HE/train), and several markers side by side, but not datasets of two
+layouts. `splits` divides a dataset, `check` looks into its files.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,28 +23,27 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from miudiff.data.names import (
-    BCI_NAME,
-    MIST_NAME,
     STAINS,
     Place,
     bci_split,
-    compile_pattern,
-    cut_folder,
     find_slide,
     read_folders,
     read_root,
-    words_of,
 )
 from miudiff.data.names import Layout as Layout
 from miudiff.data.names import Stain as Stain
 from miudiff.data.names import name_of as name_of
 from miudiff.data.names import slide_of as slide_of
+from miudiff.data.recognise import recognise, refuse_several
 from miudiff.errors import DataError
 from miudiff.images import SUFFIXES
+from miudiff.naming import compile_pattern, words_of
 
 BCI_NOTE = "BCI names number patches and carry no slide id: whether a slide is in two parts cannot be seen"
 
 NOT_TISSUE = {"mask", "masks", "label", "labels", "annotation", "annotations", "thumbnail", "thumbnails"}
+
+MOST_LINKS = 100  # that may lead to one folder
 
 _Where = tuple[str | None, str, str]  # split, group, name
 
@@ -167,15 +166,17 @@ def open_dataset(
             `^(?P<slide>[^_]+)_`; for sets whose names carry the slide in their own way.
 
     Raises:
-        DataError: No such folder, no images in it, another layout, or folders that do not say their stain.
+        DataError: No such folder, no images in it, several datasets, another layout, or folders that do not say their stain.
     """
     root = Path(root)
-    pattern = compile_pattern(slide_pattern)
+    pattern = None if slide_pattern is None else compile_pattern(slide_pattern)
     if layout not in ("auto", *get_args(Layout)):
         raise DataError(f"layout '{layout}': not known, expected auto, {', '.join(get_args(Layout))}")
     images, others = _walk(root)
     if not images:
         raise DataError(f"{root}: no images below it, expected files ending in {', '.join(SUFFIXES)}")
+    if layout not in ("cut", "plain"):
+        refuse_several(root, images)
     recognised = recognise(root, images)
     found = recognised if layout == "auto" else layout
     if found == "bci" and recognised != "bci":
@@ -205,40 +206,50 @@ def open_dataset(
     )
 
 
-def recognise(root: Path, images: Iterable[Path]) -> Layout:
-    """The layout that most names, or else the folders, speak for."""
-    paths = list(images)
-    folders = {part.lower() for path in paths for part in path.relative_to(root).parts[:-1]}
-    if _most_match(BCI_NAME, paths):
-        return "bci"
-    if _most_match(MIST_NAME, paths) or "trainvalab" in folders:
-        return "mist"
-    return "cut" if any(cut_folder(folder) for folder in folders) else "plain"
-
-
-def _most_match(pattern: re.Pattern[str], paths: list[Path]) -> bool:
-    return sum(pattern.fullmatch(name_of(path)) is not None for path in paths) * 2 > len(paths)
-
-
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """Image files by their endings, and what else there is: other files, and folders named like an image.
+    """Image files by their endings, and what else there is: other files, and what is named like an image and is no file.
 
     Hidden ones are neither.
     """
     if not root.is_dir():
-        found = "a file" if root.is_file() else "no such folder"
+        found = "a file" if root.exists() else "no such folder"
         raise DataError(f"{root}: {found}, expected the folder that holds the images")
     images: list[Path] = []
     others: list[Path] = []
+    visits: Counter[str] = Counter()
     for folder, below, names in os.walk(root, followlinks=True, onerror=_unreadable):
+        visits[os.path.realpath(folder)] += 1
+        if visits[os.path.realpath(folder)] > MOST_LINKS:
+            raise DataError(
+                f"{folder}: more than {MOST_LINKS} links lead to this folder; remove links between folders"
+            )
         if os.path.realpath(folder) in {os.path.realpath(parent) for parent in Path(folder).parents}:
             below.clear()  # a link that leads back to a folder above it
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
         others += [Path(folder, name) for name in below if name.lower().endswith(SUFFIXES)]
         for name in sorted(name for name in names if not name.startswith(".")):
-            (images if name.lower().endswith(SUFFIXES) else others).append(Path(folder, name))
+            path = Path(folder, name)
+            (images if name.lower().endswith(SUFFIXES) and not why_special(path) else others).append(path)
     return images, others
+
+
+def why_special(path: Path) -> str | None:
+    """What a path is that is there and is no regular file; reading it might never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # who reads it says what is wrong with it
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device, left out"
+    return f"is {what}, expected an image file"
+
+
+def left_out(folder: Path) -> list[tuple[Path, str]]:
+    """What lies directly in `folder` under an image's name and is no file, and what it is."""
+    named = sorted(p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and p.name[0] != ".")
+    return [(path, why) for path in named if (why := why_special(path))]
 
 
 def _unreadable(error: OSError) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
-from miudiff.errors import DataError
 from miudiff.images import SUFFIXES
+from miudiff.naming import MARKERS, compile_pattern, markers_in, squeeze, words_of
 
 Layout = Literal["bci", "mist", "cut", "plain"]
 Stain = Literal["HE", "IHC"]
@@ -23,16 +23,6 @@ MIST_NAME = re.compile(r"\d+[A-Z]\d+_\d+_\d+")
 STAINS: dict[str, Stain] = {"he": "HE", "h&e": "HE", "ihc": "IHC"}
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
-MARKERS = {"her2": "HER2", "erbb2": "HER2", "ki67": "Ki67", "er": "ER", "pr": "PR", "pdl1": "PD-L1"}
-MARKERS |= {
-    "p53": "p53",
-    "p16": "p16",
-    "p40": "p40",
-    "p63": "p63",
-    "ttf1": "TTF1",
-    "fhl2": "FHL2",
-    "panck": "PanCK",
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,8 @@ def slide_of(name: str, layout: Layout, slide_pattern: str | None = None) -> str
     Raises:
         DataError: `slide_pattern` is no regular expression or has no group `slide`.
     """
-    return find_slide(name_of(name), layout, compile_pattern(slide_pattern))
+    pattern = None if slide_pattern is None else compile_pattern(slide_pattern)
+    return find_slide(name_of(name), layout, pattern)
 
 
 def find_slide(name: str, layout: Layout, pattern: re.Pattern[str] | None) -> str | None:
@@ -72,19 +63,6 @@ def find_slide(name: str, layout: Layout, pattern: re.Pattern[str] | None) -> st
     if layout == "mist" and "_" in name:
         return name.partition("_")[0] or None
     return None
-
-
-def compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
-    """A user's slide pattern, made sure of."""
-    if pattern is None:
-        return None
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise DataError(f"slide pattern '{pattern}': not a regular expression ({error})") from error
-    if "slide" not in compiled.groupindex:
-        raise DataError(f"slide pattern '{pattern}': no group 'slide', expected as in ^(?P<slide>[^_]+)_")
-    return compiled
 
 
 def read_folders(parts: tuple[str, ...], above: Place) -> Place:
@@ -108,8 +86,7 @@ def _meaning(folder: str) -> Place:
     words = words_of(folder)
     stains = {STAINS[word] for word in words if word in STAINS}
     splits = {SPLITS[word] for word in words if word in SPLITS}
-    markers = {MARKERS[word] for word in words if word in MARKERS}
-    markers |= {word.upper() for word in words if re.fullmatch(r"cd\d{1,3}", word)}
+    markers = markers_in(folder)
     if folder in ("A", "B"):  # as pix2pix names the two sides
         stains = {"HE" if folder == "A" else "IHC"}
     # "HE_IHC" or "train_test" holds both and says neither.
@@ -132,17 +109,8 @@ def read_root(root: Path) -> Place:
     """What the root's own name says, where it is nothing but a stain, a split or a marker."""
     real = root.resolve()
     name = real.parent.name if real.name.lower() == "trainvalab" else real.name
-    squeezed = _squeeze(name)
+    squeezed = squeeze(name)
     return Place(STAINS.get(squeezed), SPLITS.get(squeezed), MARKERS.get(squeezed), "")
-
-
-def words_of(folder: str) -> set[str]:
-    """Lower-case words; "Ki-67" counts whole as well as in parts."""
-    return {_squeeze(word) for by in (r"[\s_.]+", r"[^A-Za-z0-9&]+") for word in re.split(by, folder)}
-
-
-def _squeeze(word: str) -> str:
-    return re.sub(r"[^a-z0-9&]", "", word.lower())
 
 
 def bci_split(name: str) -> str | None:

@@ -241,7 +241,10 @@ def _miss(parts: Mapping[str, Part], sizes: Mapping[str, int], wanted: Mapping[P
 
 def _shuffled(names: Iterable[str], seed: int, order: int = 0) -> list[str]:
     """`names` in an order that depends on themselves, not on how they came."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{order}/{name}".encode()).digest())
+    return sorted(
+        names,
+        key=lambda name: hashlib.sha256(f"{seed}/{order}/{name}".encode(errors="surrogateescape")).digest(),
+    )
 
 
 def _patch_names(dataset: Dataset, keep_parts: bool = False) -> dict[Path, str]:

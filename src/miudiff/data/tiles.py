@@ -22,9 +22,10 @@ from torch.utils.data import Dataset
 
 from miudiff.config import Strict
 from miudiff.data.layouts import Stain, open_dataset
+from miudiff.data.patterns import matching, without
 from miudiff.data.splits import Part, Split, official_split, paper_split
 from miudiff.errors import DataError
-from miudiff.images import Pixels, list_images, read_image, read_scale, resize, same_scale, to_tensor
+from miudiff.images import Pixels, read_image, read_scale, resize, same_scale, to_tensor
 from miudiff.noise import NoiseKey
 
 
@@ -202,11 +203,8 @@ def _source_files(
         raise DataError(
             f"{section}.sources '{source.files}': an absolute path; put its folder into {section}.root and the rest here"
         )
-    if (root / source.files).is_dir():
-        paths = list_images(root / source.files)
-    else:
-        paths = sorted(p for p in root.glob(source.files) if p.is_file() and not p.name.startswith("."))
-    paths = [p for p in paths if not any(p.match(pattern) for pattern in source.exclude)]
+    paths = matching(root, source.files, f"{section}.sources")
+    paths = without(paths, source.exclude, f"{section}.sources exclude")
     if not paths:
         raise DataError(f"{root / source.files}: finds no images; check {section}.root and the pattern")
     return paths

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from miudiff.data.layouts import name_of
+from miudiff.data.layouts import left_out, name_of
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, resize, write_image
 from miudiff.stains import (
@@ -121,14 +121,19 @@ def make_twins(source: Path, out: Path, where: Where) -> tuple[list[Path], list[
     Raises:
         DataError: Nothing to read, or the twins cannot be written.
     """
-    written: list[Path] = []
+    written: dict[Path, None] = {}
     failed: list[str] = []
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
+    if not source.is_dir() and not source.is_file():
+        raise DataError(f"{source}: is no regular file, expected an image or a folder of images")
     folder = source.parent if source.is_file() else source
     if folder.resolve() in [(out / stain).resolve() for stain in ("HE", "IHC")]:
         raise DataError(f"{out}: its pairs would lie among the sources in {folder}; give another folder")
-    for path in [source] if source.is_file() else list_images(source):
+    paths = [source] if source.is_file() else list_images(source)
+    if source.is_dir():
+        failed += [f"{path}: {why}" for path, why in left_out(source)]
+    for path in paths:
         twin = out / "HE" / f"{name_of(path)}.png"
         if twin in written:
             failed.append(f"{path}: another image is named {name_of(path)} as well; rename one")
@@ -141,5 +146,5 @@ def make_twins(source: Path, out: Path, where: Where) -> tuple[list[Path], list[
             continue
         write_image(twin, he)
         write_image(out / "IHC" / twin.name, ihc)
-        written.append(twin)
-    return written, failed
+        written[twin] = None
+    return list(written), failed

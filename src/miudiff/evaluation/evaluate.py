@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -28,10 +27,12 @@ from miudiff.evaluation.cells import NUCLEUS
 from miudiff.evaluation.distribution import ENOUGH, frechet_distance, kernel_distance, read_features
 from miudiff.evaluation.encoders import Encoder, load_encoder
 from miudiff.evaluation.folders import Case, Folders, Problem, inspect, match
-from miudiff.evaluation.panel import measure
+from miudiff.evaluation.panel import ENOUGH_TO_CORRELATE, measure, too_few
+from miudiff.evaluation.records import compare_records
 from miudiff.evaluation.scores import Scores, summarise
 from miudiff.evaluation.statistics import Interval
 from miudiff.images import read_image
+from miudiff.naming import compile_pattern
 from miudiff.progress import Progress
 from miudiff.stains import Floats
 
@@ -84,13 +85,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What became of the folders: `scores` is None where problems kept everything from being scored."""
+    """What became of the folders: `scores` is None where problems kept everything from being scored.
+
+    Attributes:
+        warnings: What speaks against the comparison itself.
+    """
 
     folders: Folders
     problems: tuple[Problem, ...]
     cases: tuple[Case, ...]
     scores: Scores | None
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -108,7 +114,7 @@ def evaluate_folders(
     """Score every image of `generated` against its partner in `reference`, and in `source` if given.
 
     Raises:
-        DataError: A folder is not there or holds no images, or features do not fit.
+        DataError: A folder is not there or holds no images, features do not fit, or records contradict the comparison.
         ConfigError: Settings that contradict each other.
         CheckpointError: The encoder's file cannot be used.
     """
@@ -118,18 +124,19 @@ def evaluate_folders(
     diameter = settings.diameter()
     encoder, given = _features(settings)
     folders = match(generated, reference, source)
+    warnings = compare_records(folders.cases, reference)
     with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock, and starts at once
         looked = Progress("images", say, "looked at")
         found = list(looked.over(pool.map(inspect, folders.cases), len(folders.cases)))
     problems = folders.problems + tuple(problem for each in found for problem in each)
     cases = tuple(case for case, wrong in zip(folders.cases, found, strict=True) if not wrong)
     if not cases or (problems and not settings.skip_bad):
-        return Evaluation(folders, problems, cases, None, ())
+        return Evaluation(folders, problems, cases, None, (), warnings)
     slides = _slides(cases, settings.slide_pattern)
     task = partial(measure_files, nucleus=diameter, tissue=settings.tissue)
     rows = _each(task, cases, settings.workers, say)
     scores = summarise([case.name for case in cases], rows, slides, settings.seed)
-    notes = _notes(settings, diameter, source, slides, folders.ignored)
+    notes = (*_notes(settings, diameter, source, slides, folders.ignored), *_of_few(scores))
     if encoder is not None:
         files = [case.generated for case in cases], [case.real for case in cases]
         given = [encoder.features(each, say) for each in files]
@@ -137,13 +144,16 @@ def evaluate_folders(
         kind = encoder.kind if encoder is not None else "features"
         scores, note = _with_distances(scores, kind, given[0], given[1], settings.seed)
         notes = (*notes, *note)
-    return Evaluation(folders, problems, cases, scores, notes)
+    return Evaluation(folders, problems, cases, scores, notes, warnings)
 
 
 def _features(settings: Settings) -> tuple[Encoder | None, list[Floats] | None]:
     """The encoder, or the features of both sets, that the settings name."""
     if settings.encoder is not None and settings.features is not None:
         raise ConfigError("--encoder and --features both give features; give one")
+    for path in (settings.encoder, *(settings.features or ())):
+        if path is not None and path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no regular file, expected weights or features")
     if settings.encoder is not None:
         return load_encoder(settings.encoder, place(settings.device, "fp32").device), None
     if settings.features is None:
@@ -192,16 +202,11 @@ def _each(
 def _slides(cases: Sequence[Case], pattern: str | None) -> list[str] | None:
     if pattern is None:
         return None
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"--slide-pattern {pattern}: is no regular expression ({error})") from error
-    if "slide" not in expression.groupindex:
-        raise ConfigError(f"--slide-pattern {pattern}: has no group (?P<slide>...)")
+    expression = compile_pattern(pattern, "--slide-pattern")
     found = [expression.search(case.name) for case in cases]
     if missing := [case.name for case, match in zip(cases, found, strict=True) if match is None]:
         raise ConfigError(
-            f"--slide-pattern {pattern}: finds no slide in {missing[0]} ({len(missing)} such names)"
+            f"--slide-pattern '{pattern}': finds no slide in {missing[0]} ({len(missing)} such names)"
         )
     return [match["slide"] for match in found if match is not None]
 
@@ -249,5 +254,17 @@ def _notes(
     if source is None:
         notes.append("No measure against the H&E: give --source.")
     if ignored:
-        notes.append(f"Not images by their endings, and left alone: {', '.join(ignored)}.")
+        notes.append(f"Left alone, since they are no image files: {', '.join(ignored)}.")
     return tuple(notes)
+
+
+def _of_few(scores: Scores) -> list[str]:
+    """A note on correlations over too few images to be headlines."""
+    few = sorted({found.n for key, found in scores.summary.items() if too_few(key, found.n)})
+    if not few:
+        return []
+    counts = " and ".join(str(count) for count in few)
+    return [
+        f"Correlations over images are of n = {counts}: below {ENOUGH_TO_CORRELATE} they say nothing and are "
+        "no headlines; scores.json holds them."
+    ]

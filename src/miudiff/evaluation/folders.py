@@ -60,9 +60,9 @@ def match(generated: Path, reference: Path, source: Path | None) -> Folders:
     files = {role: list_images(folder) for role, folder in folders.items()}
     ignored = [
         str(path)
-        for folder in folders.values()
-        for path in sorted(folder.iterdir())
-        if path.is_file() and (path.suffix.lower() not in SUFFIXES or path.name.startswith("."))
+        for role, folder in folders.items()
+        for path in sorted(set(folder.iterdir()) - set(files[role]))
+        if not path.is_dir() or path.suffix.lower() in SUFFIXES
     ]
     named = {role: _by_stem(paths) for role, paths in files.items()}
     cases, problems = [], []

@@ -25,6 +25,8 @@ from miudiff.images import Pixels
 PAPER_SIDE = 256  # pixels, the size that the paper's networks see
 HEADLINE = "hist_rgb256"  # ranks the cases; it needs no H&E and sees what the stain is for
 
+ENOUGH_TO_CORRELATE = 5  # images: two always correlate by 1 or -1, and three or four nearly so by chance
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -135,6 +137,11 @@ MEASURES: dict[str, Measure] = {
     "cells_real": Measure("cells found in the true IHC", "context"),
     **_distribution_measures(),
 }
+
+
+def too_few(key: str, n: int) -> bool:
+    """Whether a key is a correlation over images, and `n` images are too few for one to be a headline."""
+    return "_pearson" in key and n < ENOUGH_TO_CORRELATE
 
 
 def measure(

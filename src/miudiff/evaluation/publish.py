@@ -17,11 +17,11 @@ from miudiff import __version__
 from miudiff.checkpoints import write_json
 from miudiff.evaluation.evaluate import Evaluation
 from miudiff.evaluation.folders import Case, count_kinds
-from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES
+from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES, too_few
 from miudiff.evaluation.report import BANNER, Figure, Table, contact_sheet, markdown_table, write_report
 from miudiff.evaluation.scores import Scores
 from miudiff.evaluation.stain import dab_image
-from miudiff.images import read_image, write_bytes
+from miudiff.images import read_image, write_text
 
 HEADER = ("key", "mean", "95 % interval", "n", "better", "what it is")
 SHOWN = 4  # worst and best cases on the page
@@ -72,7 +72,7 @@ def to_json(evaluation: Evaluation, about: Mapping[str, Any]) -> dict[str, Any]:
             {"name": each.name, "kind": each.kind, "message": each.message} for each in evaluation.problems
         ],
         "ignored": list(evaluation.folders.ignored),
-        "notes": list(evaluation.notes),
+        "notes": [*evaluation.warnings, *evaluation.notes],
         "mean": None,
     }
     if scores is None:
@@ -102,8 +102,8 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
         raise ValueError("nothing was scored")
     first, rows = table_rows(scores, short=True), table_rows(scores)
     lead = _lead(evaluation, scores)
-    notes = [*evaluation.notes, *_left_over(evaluation)]
-    write_bytes(folder / CSV, _csv(scores).encode())
+    notes = [*evaluation.warnings, *evaluation.notes, *_left_over(evaluation)]
+    write_text(folder / CSV, _csv(scores))
     write_json(folder / JSON, to_json(evaluation, about))
     parts = [
         "# Scores",
@@ -112,9 +112,9 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
         markdown_table(HEADER, first),
         "## Every key",
         markdown_table(HEADER, rows),
-        "\n".join(f"* {note}" for note in notes),
+        "\n".join(f"* {' '.join(note.split())}" for note in notes),
     ]
-    write_bytes(folder / MARKDOWN, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
+    write_text(folder / MARKDOWN, "\n\n".join(part.strip() for part in parts) + "\n")
     write_report(
         folder / PAGE,
         "Virtual stains, measured",
@@ -130,14 +130,15 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
 
 
 def complaints(evaluation: Evaluation) -> list[str]:
-    """What is wrong, a line for each file, and what was therefore done; empty if nothing is."""
+    """What is wrong, a line for each file, and what was therefore done; what speaks against the comparison first."""
     problems, ready = evaluation.problems, len(evaluation.cases)
+    warnings = [f"warning: {line}" for line in evaluation.warnings]
     if not problems:
-        return []
+        return warnings
     counted = f"{len(problems)} problems ({count_kinds(problems)})"
     rest = f"; --skip-bad scores the other {ready}" if ready else ""
     done = f"only the other {ready} images were scored" if evaluation.scores else f"nothing was scored{rest}"
-    return [*(problem.message for problem in problems), f"{counted}: {done}"]
+    return [*warnings, *(problem.message for problem in problems), f"{counted}: {done}"]
 
 
 def table_rows(scores: Scores, short: bool = False) -> list[list[object]]:
@@ -152,8 +153,12 @@ def table_rows(scores: Scores, short: bool = False) -> list[list[object]]:
             MEASURES[key].about,
         ]
         for key, found in scores.summary.items()
-        if not short or key in HEADLINES or key.startswith(("fid_", "kid_"))
+        if not short or _is_headline(key, found.n)
     ]
+
+
+def _is_headline(key: str, n: int) -> bool:
+    return key.startswith(("fid_", "kid_")) or (key in HEADLINES and not too_few(key, n))
 
 
 def _csv(scores: Scores) -> str:

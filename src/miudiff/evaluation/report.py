@@ -23,7 +23,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from miudiff.errors import DataError
-from miudiff.images import Pixels, resize, write_bytes
+from miudiff.images import Pixels, resize, write_text
 
 BANNER = "Virtual stain - for research use only, not for diagnosis; DAB intensity is not calibrated"
 
@@ -87,7 +87,7 @@ def write_report(
             "notes": notes,
         },
     )
-    write_bytes(path, page.encode("utf-8"))
+    write_text(path, page)
 
 
 def render(template: str, more: Mapping[str, str], values: Mapping[str, object]) -> str:

@@ -11,6 +11,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from miudiff.errors import SlideError
 from miudiff.images import write_bytes
 
 Ring = NDArray[np.float64]  # [n, 2] of x, y; the last point joins the first
+
+LARGEST = 64 * 2**20  # bytes of a file of regions, about three million points
+FARTHEST = 1e9  # pixels; no slide is as large
+FILLED = 2**21  # rows that edges cross, of which `_fill` takes so many at a time
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,15 @@ class Regions:
 
     polygons: tuple[Polygon, ...]
 
+    @cached_property
+    def _boxes(self) -> NDArray[np.float64]:
+        """Left, top, right, bottom of each polygon, [n, 4]."""
+        return np.array([polygon.bounds for polygon in self.polygons]).reshape(-1, 4)
+
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom in pixels of level 0."""
-        left, top, right, bottom = np.array([polygon.bounds for polygon in self.polygons]).T
+        left, top, right, bottom = self._boxes.T
         return float(left.min()), float(top.min()), float(right.max()), float(bottom.max())
 
     def mask(
@@ -73,12 +83,13 @@ class Regions:
             downsample: Pixels of level 0 to one of the mask.
         """
         mask = np.zeros((height, width), bool)
-        for polygon in self.polygons:
-            x0, y0, x1, y1 = polygon.bounds
-            apart_x = x1 < left or x0 > left + width * downsample
-            apart_y = y1 < top or y0 > top + height * downsample
-            if not apart_x and not apart_y:
-                mask |= _fill(polygon.rings, left, top, width, height, downsample)
+        places = (self._boxes - (left, top, left, top)) / downsample
+        low = np.clip(np.floor(places[:, :2]), 0, (width, height)).astype(int)
+        high = np.clip(np.ceil(places[:, 2:]), 0, (width, height)).astype(int)
+        for index in np.flatnonzero((low < high).all(axis=1)):
+            (x0, y0), (x1, y1) = low[index], high[index]
+            rings = self.polygons[index].rings
+            mask[y0:y1, x0:x1] |= _fill(rings, left, top, (x0, y0, x1, y1), downsample)
         return mask
 
 
@@ -118,19 +129,33 @@ def read_regions(path: str | Path, slide_width: int, slide_height: int) -> Regio
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        polygons = [
+            _polygon(path, name or f"region {number}", rings, slide_width, slide_height)
+            for number, (name, geometry) in enumerate(_geometries(path, _read_json(path)), 1)
+            for rings in _areas(path, name or f"region {number}", geometry)
+        ]
+    except RecursionError as error:
+        raise SlideError(f"{path}: is nested too deeply for GeoJSON; export the regions again") from error
+    if not polygons:
+        raise SlideError(f"{path}: holds no areas, expected polygons; draw a region and export it as GeoJSON")
+    return Regions(tuple(polygons))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.exists() and not path.is_file():
+            found = "a folder" if path.is_dir() else "no regular file"
+            raise SlideError(f"{path}: cannot be read (is {found}), expected a GeoJSON file")
+        if (size := path.stat().st_size) > LARGEST:
+            raise SlideError(
+                f"{path}: {size / 2**20:.0f} MiB, expected at most {LARGEST / 2**20:.0f} MiB of regions; "
+                "export the annotations alone, without cells"
+            )
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise SlideError(f"{path}: is not JSON ({error}); export the regions as GeoJSON") from error
-    polygons = [
-        _polygon(path, name or f"region {number}", rings, slide_width, slide_height)
-        for number, (name, geometry) in enumerate(_geometries(path, content), 1)
-        for rings in _areas(path, name or f"region {number}", geometry)
-    ]
-    if not polygons:
-        raise SlideError(f"{path}: holds no areas, expected polygons; draw a region and export it as GeoJSON")
-    return Regions(tuple(polygons))
 
 
 def write_features(path: str | Path, features: Sequence[Feature]) -> None:
@@ -171,11 +196,16 @@ def _geometries(path: Path, content: Any) -> Iterator[tuple[str, Any]]:
         properties = properties if isinstance(properties, dict) else {}
         kind_of_it = properties.get("classification")
         name = properties.get("name") or (kind_of_it.get("name") if isinstance(kind_of_it, dict) else "")
-        yield str(name or ""), content.get("geometry")
+        yield _text(name or ""), content.get("geometry")
     elif kind is not None:
         yield "", content
     else:
         raise SlideError(f"{path}: is JSON but no GeoJSON, expected features or a geometry")
+
+
+def _text(value: Any) -> str:
+    """A value of the file as text of bounded length; half a surrogate pair, which no file can hold, is spelt out."""
+    return str(value)[:80].encode(errors="backslashreplace").decode()
 
 
 def _areas(path: Path, name: str, geometry: Any) -> Iterator[list[Ring]]:
@@ -183,31 +213,42 @@ def _areas(path: Path, name: str, geometry: Any) -> Iterator[list[Ring]]:
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind not in ("Polygon", "MultiPolygon"):
         raise SlideError(
-            f"{path}: '{name}' is {'a ' + str(kind) if kind else 'nothing'}, expected an area (Polygon or MultiPolygon); "
+            f"{path}: '{name}' is {'a ' + _text(kind) if kind else 'nothing'}, expected an area (Polygon or MultiPolygon); "
             "leave it out of the export"
         )
     areas = geometry.get("coordinates")
     try:
         for area in [areas] if kind == "Polygon" else areas:
-            rings = [np.array([(float(point[0]), float(point[1])) for point in ring]) for ring in area]
-            if not rings or any(len(ring) < 3 or not np.isfinite(ring).all() for ring in rings):
-                raise ValueError("too few points, or one that is no number")
+            rings = [np.array([_point(point) for point in ring]) for ring in area]
+            if not rings or any(len(ring) < 3 for ring in rings):
+                raise ValueError("too few points")
+            if any(not (np.abs(ring) < FARTHEST).all() for ring in rings):
+                raise ValueError("a point that lies on no slide")
             yield [ring[:-1] if (ring[0] == ring[-1]).all() else ring for ring in rings]
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SlideError(f"{path}: '{name}' has no proper outline ({error}); export it again") from error
 
 
+def _point(values: Any) -> tuple[float, float]:
+    if not isinstance(values, list) or len(values) < 2:
+        raise ValueError("a point that is not [x, y]")
+    x, y = values[:2]
+    if type(x) not in (int, float) or type(y) not in (int, float):
+        raise ValueError("a coordinate that is no number")
+    return float(x), float(y)
+
+
 def _polygon(path: Path, name: str, rings: list[Ring], width: int, height: int) -> Polygon:
-    if not _signed_area(rings[0]):
+    if not _has_area(rings[0]):
         raise SlideError(f"{path}: '{name}' has no area; leave it out of the export")
     outline, *holes = (_cut(ring, width, height) for ring in rings)
-    if not _signed_area(outline):
+    if not _has_area(outline):
         low, high = rings[0].min(0), rings[0].max(0)
         raise SlideError(
             f"{path}: '{name}' ({low[0]:.0f}, {low[1]:.0f} to {high[0]:.0f}, {high[1]:.0f}) lies outside the slide, "
             f"{width} x {height} pixels; was it drawn on another slide?"
         )
-    return Polygon(name, (outline, *(hole for hole in holes if _signed_area(hole))))
+    return Polygon(name, (outline, *(hole for hole in holes if _has_area(hole))))
 
 
 def _cut(ring: Ring, width: int, height: int) -> Ring:
@@ -235,28 +276,47 @@ def _signed_area(ring: Ring) -> float:
     return float((x * y1 - x1 * y).sum()) / 2
 
 
+def _has_area(ring: Ring) -> bool:
+    """Whether a ring encloses anything; where two lobes of one that crosses itself cancel, a grid of pixels says so."""
+    if _signed_area(ring) or len(ring) < 4:
+        return bool(_signed_area(ring))
+    (left, top), (right, bottom) = ring.min(0), ring.max(0)
+    step = max(right - left, bottom - top) / 256
+    return bool(step and _fill([ring], left, top, (0, 0, 256, 256), step).any())
+
+
 def _closed(ring: Ring) -> list[list[float]]:
     points = np.round(np.asarray(ring, np.float64), 2).tolist()
     return points if points[0] == points[-1] else [*points, points[0]]
 
 
 def _fill(
-    rings: Sequence[Ring], left: float, top: float, width: int, height: int, step: float
+    rings: Sequence[Ring], left: float, top: float, box: tuple[int, int, int, int], step: float
 ) -> NDArray[np.bool_]:
-    """Pixels whose centre lies within an odd number of rings: each edge turns over all pixels to the right of it."""
-    turns = np.zeros((height, width + 1), np.uint8)
+    """Pixels whose centre lies within an odd number of rings: each edge turns over all pixels to the right of it.
+
+    Args:
+        box: Left, top, right, bottom in pixels of the mask at (`left`, `top`): the part that is filled.
+    """
+    x0, y0, x1, y1 = box
+    turns = np.zeros((y1 - y0, x1 - x0 + 1), np.uint8)
     for ring in rings:
         start, end = ring, np.roll(ring, -1, axis=0)
         low, high = (
-            np.clip(np.ceil((y - top) / step - 0.5), 0, height).astype(np.int64)
+            np.clip(np.ceil((y - top) / step - 0.5), y0, y1).astype(np.int64)
             for y in (np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1]))
         )
         counts = high - low
-        edge = np.repeat(np.arange(len(ring)), counts)
-        row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + low[edge]
-        (x, y), (dx, dy) = start[edge].T, (end - start)[edge].T
-        crossing = x + (top + (row + 0.5) * step - y) * (dx / dy)
-        column = np.clip(np.ceil((crossing - left) / step - 0.5), 0, width).astype(np.int64)
-        np.add.at(turns.reshape(-1), row * (width + 1) + column, 1)  # counts past 255 keep their parity
+        crossed = np.cumsum(counts)
+        parts = np.searchsorted(crossed, np.arange(FILLED, crossed[-1] + FILLED, FILLED)) + 1
+        for edges in np.split(np.arange(len(ring)), parts[:-1]):
+            edge = np.repeat(edges, counts[edges])
+            before = np.repeat(crossed[edges] - counts[edges], counts[edges])
+            row = np.arange(len(edge)) + crossed[edges[0]] - counts[edges[0]] - before + low[edge]
+            (x, y), (dx, dy) = start[edge].T, (end - start)[edge].T
+            crossing = x + (top + (row + 0.5) * step - y) * (dx / dy)
+            column = np.clip(np.ceil((crossing - left) / step - 0.5), x0, x1).astype(np.int64)
+            # counts past 255 keep their parity
+            np.add.at(turns.reshape(-1), (row - y0) * (x1 - x0 + 1) + column - x0, 1)
     turns &= 1
-    return np.bitwise_xor.accumulate(turns[:, :width], axis=1).view(bool)
+    return np.bitwise_xor.accumulate(turns[:, :-1], axis=1).view(bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from miudiff.errors import DataError
 from miudiff.images import OME, SUFFIXES, stem
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import is_slide
+from miudiff.whole_slide.table import read_table
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) 
     Raises:
         DataError: A CSV that cannot be followed, two slides of one name, or a target that cannot be one.
     """
-    if source.suffix.lower() == ".csv":
-        jobs = _jobs_of_table(source, target, mpp, roi)
-    elif source.is_dir():
+    if source.is_dir():
         found = sorted(
             p for p in source.iterdir() if not p.name.startswith(".") and p.is_file() and is_slide(p)
         )
         jobs = [SlideJob(path, target / f"{stem(path)}.ome.tif", mpp, roi) for path in found]
-    elif source.exists() and (is_slide(source) or _wants_pyramid(source, target)):
+    elif source.suffix.lower() == ".csv":
+        jobs = _jobs_of_table(source, target, mpp, roi)
+    elif source.is_file() and (is_slide(source) or _wants_pyramid(source, target)):
         jobs = [SlideJob(source, _one_target(source, target), mpp, roi)]
     else:
         return []
@@ -70,13 +71,13 @@ def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) 
         raise DataError(
             f"{roi}: one --roi cannot be of {len(jobs)} slides; name them in a CSV with a column 'roi'"
         )
-    names = [job.target for job in jobs]
+    named = Counter(job.target for job in jobs)
     for job in jobs:
-        if names.count(job.target) > 1:
+        if named[job.target] > 1:
             raise DataError(
                 f"{job.source}: another slide gives {job.target.name} as well; rename one of them"
             )
-        if job.target.exists() and job.target.samefile(job.source):
+        if job.target.exists() and job.source.exists() and job.target.samefile(job.source):
             raise DataError(
                 f"{job.target}: is the source itself; give another target, so that the H&E slide is kept"
             )
@@ -100,28 +101,15 @@ def _one_target(source: Path, target: Path) -> Path:
 
 
 def _jobs_of_table(table: Path, target: Path, mpp: float | None, roi: Path | None) -> list[SlideJob]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as CSV ({error})") from error
-    if not rows or "slide" not in rows[0]:
-        found = ", ".join(rows[0]) if rows else "no rows"
-        raise DataError(f"{table}: found {found}, expected a column 'slide', and 'mpp' and 'roi' if wanted")
+    entries = read_table(table)
     if target.exists() and not target.is_dir():
         raise DataError(f"{target}: is a file, expected a folder for the slides of {table}")
-    jobs = []
-    for number, row in enumerate(rows, 2):
-        path = Path(row["slide"] or "")
-        path = path if path.is_absolute() else table.parent / path
-        region = Path(row["roi"]) if row.get("roi") else roi
-        if row.get("roi") and region is not None and not region.is_absolute():
-            region = table.parent / region
-        try:
-            scale = float(row["mpp"]) if row.get("mpp") else mpp
-        except ValueError as error:
-            raise DataError(
-                f"{table}, line {number}: mpp '{row['mpp']}', expected micrometres per pixel"
-            ) from error
-        jobs.append(SlideJob(path, target / f"{stem(path)}.ome.tif", scale, region))
-    return jobs
+    return [
+        SlideJob(
+            entry.slide,
+            target / f"{stem(entry.slide)}.ome.tif",
+            mpp if entry.mpp is None else entry.mpp,
+            entry.roi or roi,
+        )
+        for entry in entries
+    ]
