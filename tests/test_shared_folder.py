@@ -126,7 +126,7 @@ def test_results_are_not_stained_again(he, tmp_path, translate):
     write_image(ihc / "he.png", paint(64, 64))
     code, out, err = translate(ihc, tmp_path / "twice")
     assert (code, out.splitlines()[-1]) == (0, "1 written, 0 there already, 0 failed")
-    assert "1 virtual stains in it are left out" in err
+    assert "left out the virtual stains in it, 1 of 2 files" in err
     (ihc / "he.png").unlink()
     assert "holds virtual stains alone" in translate(ihc, tmp_path / "thrice")[2]
 

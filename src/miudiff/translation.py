@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from miudiff.methods.sdedit import StepReport
 from miudiff.progress import Progress, duration
 from miudiff.provenance import SOURCE, difference, source_digest
 from miudiff.slides.reader import is_slide
+from miudiff.slides.result import UNCERTAINTY
 from miudiff.stainer import VirtualStainer
 
 log = logging.getLogger(__name__)
@@ -110,19 +111,27 @@ def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 
 def he_images(folder: Path) -> list[Path]:
-    """The images of a folder that are neither slides nor results of an earlier translation, which the log counts.
+    """The images of a folder that are neither slides nor virtual stains.
 
     Raises:
         DataError: No such folder, or no such images in it.
     """
-    images = [path for path in list_images(folder) if not is_slide(path)]
+    return without_results(folder, [path for path in list_images(folder) if not is_slide(path)])
+
+
+def without_results(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Files of a folder without the results of earlier translations, which the log counts.
+
+    Raises:
+        DataError: All of them are results.
+    """
     known = _results_in(folder)
-    results = {path for path in images if path.name in known or NOTICE in read_comment(path)}
-    if results and len(results) == len(images):
+    he = [path for path in paths if not _is_result(path, known)]
+    if paths and not he:
         raise DataError(f"{folder}: holds virtual stains alone, expected H&E images")
-    if results:
-        log.warning("%s: %d virtual stains in it are left out", folder, len(results))
-    return [path for path in images if path not in results]
+    if count := len(paths) - len(he):
+        log.warning("%s: left out the virtual stains in it, %d of %d files", folder, count, len(paths))
+    return he
 
 
 def refuse_result(path: Path) -> None:
@@ -131,8 +140,13 @@ def refuse_result(path: Path) -> None:
     Raises:
         DataError: It is one.
     """
-    if path.name in _results_in(path.parent) or NOTICE in read_comment(path):
+    if _is_result(path, _results_in(path.parent)):
         raise DataError(f"{path}: is itself a virtual stain, expected an H&E image")
+
+
+def _is_result(path: Path, known: Collection[str]) -> bool:
+    named = path.name in known or path.name.lower().endswith(UNCERTAINTY)
+    return named or NOTICE in read_comment(path)
 
 
 def _results_in(folder: Path) -> frozenset[str]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from command import CommandLine, Ended, Tally
 from hostile_tables import folder, hostile_json, regions, table
-
 from miudiff.cli.app import one_line
 from miudiff.data.names import name_of
 from miudiff.data.tiles import DataConfig, SourceConfig, find_images

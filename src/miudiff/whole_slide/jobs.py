@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from miudiff.errors import DataError
 from miudiff.images import OME, SUFFIXES, stem
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import is_slide
+from miudiff.translation import without_results
 from miudiff.whole_slide.table import read_table
 
 
@@ -60,7 +62,10 @@ def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) 
         found = sorted(
             p for p in source.iterdir() if not p.name.startswith(".") and p.is_file() and is_slide(p)
         )
-        jobs = [SlideJob(path, target / f"{stem(path)}.ome.tif", mpp, roi) for path in found]
+        jobs = [
+            SlideJob(path, target / f"{stem(path)}.ome.tif", mpp, roi)
+            for path in without_results(source, found)
+        ]
     elif source.suffix.lower() == ".csv":
         jobs = _jobs_of_table(source, target, mpp, roi)
     elif source.is_file() and (is_slide(source) or _wants_pyramid(source, target)):
@@ -77,7 +82,10 @@ def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) 
             raise DataError(
                 f"{job.source}: another slide gives {job.target.name} as well; rename one of them"
             )
-        if job.target.exists() and job.source.exists() and job.target.samefile(job.source):
+        there = all(
+            os.path.exists(path) for path in (job.target, job.source)
+        )  # false where a name is too long
+        if there and job.target.samefile(job.source):
             raise DataError(
                 f"{job.target}: is the source itself; give another target, so that the H&E slide is kept"
             )

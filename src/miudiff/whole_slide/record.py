@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 from miudiff import __version__
 from miudiff.checkpoints import read_json, write_json
 from miudiff.errors import BusyError, CheckpointError, DataError, SlideError
-from miudiff.images import beside, same_scale, write_bytes
-from miudiff.locks import lock
+from miudiff.images import beside, same_scale, write_text
+from miudiff.locks import lock, lock_of
 from miudiff.provenance import SOURCE, difference, settings_digest, source_digest
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import Slide
@@ -30,6 +30,7 @@ from miudiff.translation import NOTICE
 from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 FAILURES = "failures.csv"
+HEADER = ("slide", "error")
 WORK = ".work"
 UNREADABLE = ".unreadable.geojson"
 BESIDE = (".ome.tif.work", ".uncertainty.ome.tif", UNREADABLE)  # the longest names
@@ -175,16 +176,30 @@ def write_places(target: Path, unreadable: Sequence[Rectangle], regions: Regions
             beside(target, ending).unlink(missing_ok=True)
 
 
-def tell_failures(path: Path, failed: Sequence[tuple[Path, str]]) -> None:
-    """The slides of a folder that failed; none left, no file."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(("slide", "error"))
-    table.writerows((str(slide), message) for slide, message in failed)
-    write_bytes(path, text.getvalue().encode())
+def write_failures(path: Path, failed: Sequence[tuple[Path, str]], tried: Collection[Path]) -> None:
+    """Keep the table of the slides that failed; none left, no file.
+
+    Args:
+        tried: The slides whose earlier rows no longer hold; those of other slides are another process's, and stay.
+    """
+    with lock(lock_of(path), wait=True):
+        rows = [*_other_failures(path, {str(slide) for slide in tried}), *((str(a), b) for a, b in failed)]
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        text = io.StringIO()
+        csv.writer(text).writerows([HEADER, *rows])
+        write_text(path, text.getvalue())
+
+
+def _other_failures(path: Path, tried: Collection[str]) -> list[tuple[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [tuple(row) for row in csv.reader(file)]
+    except (OSError, ValueError, csv.Error):  # none yet, or none of ours
+        return []
+    kept = [row for row in rows if len(row) == 2 and row != HEADER and row[0] not in tried]
+    return [(slide, error) for slide, error in kept if os.path.exists(slide)]
 
 
 def scale_of(slide: Slide, given: float | None, model: float | None) -> tuple[float | None, str]:

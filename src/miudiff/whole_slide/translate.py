@@ -40,8 +40,8 @@ from miudiff.whole_slide.record import (
     refuse_long_name,
     refuse_other,
     scale_of,
-    tell_failures,
     work_folder,
+    write_failures,
     write_places,
 )
 
@@ -90,7 +90,8 @@ def translate_slides(
             say(f"slide {number}/{len(jobs)}: {job.source}")
         outcome += _translate_job(stainer, job, options, say, stained, alone=len(jobs) == 1)
     if len(jobs) > 1:
-        tell_failures(jobs[0].target.parent / FAILURES, outcome.failed)
+        tried = [job.source for job in jobs if job.target not in outcome.elsewhere]
+        write_failures(jobs[0].target.parent / FAILURES, outcome.failed, tried)
     return outcome
 
 
