@@ -17,7 +17,7 @@ from PIL import Image
 
 from miudiff.errors import SlideError
 from miudiff.slides import scaled
-from miudiff.slides.jpeg import damage
+from miudiff.formats.jpeg import damage
 from miudiff.slides.reader import (
     RegionError,
     check_brightfield,
@@ -188,7 +188,7 @@ def test_a_region_outside_the_level_is_a_programmers_mistake(slide, region):
         ({"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.251}, 0.2505),
         ({"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel", "PhysicalSizeY": 1.0}, None),
         ({"PhysicalSizeX": 352.0, "PhysicalSizeY": 352.0}, None),
-        ({"PhysicalSizeX": 0.25}, None),
+        ({"PhysicalSizeX": 0.25}, 0.25),
         ({}, None),
     ],
     ids=["units", "almost square", "no unit of length", "no optical scale", "one axis", "none"],

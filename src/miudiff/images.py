@@ -1,8 +1,8 @@
 """Pixels in and out, and the few pure maps of an image that every method shares.
 
 Outside the networks an image is uint8 [H, W, 3]; inside it is float32 [B, 3, H, W] in [-1, 1]. `to_tensor` and `to_uint8` are the
-only crossings. Reading is strict: what a file holds decides, not its ending, and what cannot be read right is refused in one
-line; nothing is ever painted over.
+only crossings. Reading is strict: what a file holds decides, not its ending, and what cannot be read right
+is refused in one line; nothing is ever painted over. What a format shows of damage is known to `formats`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from miudiff.errors import DataError
+from miudiff.formats import bmp, jpeg, png, webp
+from miudiff.formats.scale import stated
 
 Pixels = NDArray[np.uint8]
 
@@ -31,6 +32,8 @@ SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".sv
 OME = (".ome.tif", ".ome.tiff")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 MAX_PIXELS = 150_000_000  # 12,000 x 12,000: beyond it a file is a slide, not a tile
+MAX_BYTES = 4 * MAX_PIXELS + 2**26  # of a file that is no TIFF
+DAMAGE = {"PNG": png.damage, "JPEG": jpeg.damage, "BMP": bmp.damage, "WEBP": webp.damage}
 OTHER_COLOURS = ("CMYK", "LAB", "HSV", "YCbCr", "CIELAB", "ICCLAB", "ITULAB")  # Pillow's and tifffile's names
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
 
@@ -42,35 +45,40 @@ def read_image(path: str | Path) -> Pixels:
         DataError: Not there, not an image, damaged, or not 8-bit colour; one line says which and what to do.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, expected an image file")
+    check_regular(path, "an image file")
     try:
+        length = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(32)
+            if path.suffix.lower() in SLIDE_SUFFIXES and head:
+                raise DataError(
+                    f"{path}: is a whole-slide format, expected a tile; export the region as PNG or TIFF first"
+                )
+            content = head if head[:4] in TIFF or length > MAX_BYTES else head + file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise DataError(f"{path}: the file is empty, expected an image; copy it again")
-    if path.suffix.lower() in SLIDE_SUFFIXES:
-        raise DataError(
-            f"{path}: is a whole-slide format, expected a tile; export the region as PNG or TIFF first"
-        )
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":  # Pillow drops the lower byte in silence
+    if head[:4] in TIFF:
+        return _read_tiff(path)
+    if length > MAX_BYTES:
+        raise DataError(f"{path}: {length:,} bytes, expected a tile of at most {MAX_BYTES:,}; cut it first")
+    return _read_plain(path, content)
+
+
+def _read_plain(path: Path, content: bytes) -> Pixels:
+    """What is no TIFF: checked by its format's file in `formats`, then decoded by Pillow."""
+    if content[:8] == png.SIGNATURE and content[24:25] == b"\x10":  # Pillow drops the lower byte in silence
         raise _too_deep(path, 16)
-    return _read_tiff(path) if head[:4] in TIFF else _read_pillow(path)
-
-
-def _read_pillow(path: Path) -> Pixels:
     try:
-        with Image.open(path) as image:
-            image.verify()  # the check sums of a PNG, which decoding passes over
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {image.width} x {image.height} pixels, expected a tile of at most {MAX_PIXELS:,}; cut it first"
-                )
+        with Image.open(io.BytesIO(content), formats=list(DAMAGE)) as image:  # reads the header
+            _check_tile(path, image.width, image.height)
             if (frames := getattr(image, "n_frames", 1)) > 1:
                 raise DataError(f"{path}: holds {frames} frames, expected one image")
+            if image.mode in OTHER_COLOURS:
+                raise DataError(f"{path}: {image.mode} pixels, expected RGB")
+            if reason := DAMAGE.get(image.format or "", jpeg.damage)(content):
+                raise DataError(f"{path}: damaged or cut off ({reason}); copy it again")
             image.load()
             mode = image.mode
             if mode == "P" or (mode == "RGB" and "transparency" in image.info):
@@ -78,46 +86,85 @@ def _read_pillow(path: Path) -> Pixels:
             return _colour(path, np.asarray(image if mode == image.mode else image.convert(mode)), mode)
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path}: is not an image (its content is no known format), expected PNG, JPEG or TIFF"
+            f"{path}: is not an image (its content is no known format), expected PNG, JPEG, BMP, WebP or TIFF"
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: too many pixels for a tile; cut it first") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"{path}: damaged or cut off ({_one_line(error)}); copy it again") from error
 
 
 def _read_tiff(path: Path) -> Pixels:
-    import tifffile
+    from miudiff.formats import tiff
 
     try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            if series.size > 3 * MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {series.shape} samples is a slide, expected a tile of at most {MAX_PIXELS:,} pixels; cut it first"
-                )
-            page = series.pages[0]
-            photometric = getattr(getattr(page, "photometric", None), "name", "?")
-            # tifffile hands on palette indices and raw YCbCr as they are; Pillow resolves or refuses them.
-            if photometric == "PALETTE" or (photometric == "YCBCR" and page.compression.name == "NONE"):
-                return _read_pillow(path)
-            length = path.stat().st_size
-            # A decoder may paint what is missing of a tile grey or black instead of failing.
-            if any(not n or at + n > length for at, n in zip(page.dataoffsets, page.databytecounts)):
-                raise DataError(f"{path}: damaged or cut off (some of its tiles have no data); copy it again")
-            array = series.asarray()
-            axes = series.axes
+        with tiff.open_tiff(path) as file:
+            series = file.series[0]
+            key = series.keyframe
+            photometric = key.photometric.name
+            _check_one_image(path, file.series, key, photometric)
+            _check_tile(path, key.imagewidth, key.imagelength)
+            parts = [tiff.read_page(path, page) for page in series.pages]
+            pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            if photometric == "PALETTE":
+                colours = (np.asarray(key.colormap) >> 8).astype(np.uint8)
+                pixels, photometric = colours.T[pixels[..., 0]], "RGB"
     except DataError:
         raise
-    except Exception as error:  # tifffile and its codecs raise many kinds
-        raise DataError(f"{path}: damaged or unreadable TIFF ({_one_line(error)})") from error
-    keep = tuple(i for i, n in enumerate(array.shape) if n != 1 or axes[i] in "YXS")
-    array, axes = array.reshape([array.shape[i] for i in keep]), "".join(axes[i] for i in keep)
-    if axes[:-2] in ("S", "C", "I") and array.shape[0] in (3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if photometric == "MINISWHITE" or array.ndim > 3:
+    except Exception as error:  # tifffile raises many kinds
+        raise DataError(f"{path}: damaged or unreadable TIFF ({_one_line(error)}); copy it again") from error
+    return _colour(path, pixels, photometric)
+
+
+def _check_one_image(path: Path, series: Sequence[Any], key: Any, photometric: str) -> None:
+    """Raise DataError if a TIFF holds something else than one RGB image of 8 bits."""
+    from miudiff.formats.tiff import YCBCR_INSIDE
+
+    first = series[0]
+    bits = key.bitspersample if isinstance(key.bitspersample, int) else max(key.bitspersample)
+    if bits != 8 or first.dtype != np.uint8:
+        raise _too_deep(path, bits)
+    axes = "".join(axis for axis, n in zip(first.axes, first.shape, strict=True) if n != 1 or axis in "YXS")
+    ycbcr = photometric == "YCBCR" and key.compression not in YCBCR_INSIDE
+    if ycbcr or photometric not in ("RGB", "YCBCR", "PALETTE", "MINISBLACK"):
+        raise DataError(f"{path}: {photometric} pixels, expected RGB; convert it first")
+    colours = axes in ("YX", "YXS", "SYX", "CYX", "IYX") and len(first.pages) <= 4
+    if not colours or (axes[0] != "Y" and first.shape[first.axes.index(axes[0])] not in (3, 4)):
         raise DataError(f"{path}: TIFF with axes {axes} and {photometric} pixels, expected one RGB image")
-    return _colour(path, array, photometric)
+    others = [other for other in series[1:] if not other.keyframe.is_reduced]
+    if others and first.kind in ("generic", "uniform", "shaped"):
+        raise DataError(f"{path}: holds {1 + len(others)} images, expected one; export the one that is meant")
+
+
+def _check_tile(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {width} x {height} pixels, expected a tile of at most {MAX_PIXELS:,}; cut it first, "
+            "or write it as a tiled TIFF to translate it as a slide"
+        )
+
+
+def check_regular(path: Path, expected: str) -> None:
+    """Raise DataError unless `path` is a regular file: a FIFO, a socket or a device may keep who reads it for ever.
+
+    What cannot be looked at is left to who opens it.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected {expected}")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is not a regular file but a FIFO, a socket or a device, expected {expected}")
+
+
+def irregular(folder: Path) -> list[Path]:
+    """What in a folder is named like an image or a slide and is neither a file nor a folder, sorted; hidden ones are left out."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES + SLIDE_SUFFIXES and not p.name.startswith(".")
+        if not p.is_file() and not p.is_dir()
+    )
 
 
 def _colour(path: Path, array: NDArray[np.generic], mode: str) -> Pixels:
@@ -144,35 +191,40 @@ def _too_deep(path: Path, bits: int) -> DataError:
 
 
 def read_scale(path: str | Path) -> float | None:
-    """Micrometres per pixel where the file states it (OME PhysicalSizeX, or a TIFF resolution in cm), else None.
+    """Micrometres per pixel where the file states them (OME PhysicalSizeX, or a TIFF resolution in cm), else None.
 
     The dots per inch of PNG and JPEG files are not a physical scale and are not read.
-    """
-    import tifffile
 
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
+    Raises:
+        DataError: The pixels are not square.
+    """
+    return scale_and_source(Path(path))[0]
+
+
+def scale_and_source(path: Path) -> tuple[float | None, str]:
+    """`read_scale`, and what in the file states it, "" if nothing does."""
+    from miudiff.formats import tiff
+
     try:
-        with tifffile.TiffFile(path) as tiff:
-            if tiff.ome_metadata:
-                size = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', tiff.ome_metadata)
-                unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', tiff.ome_metadata)
-                factor = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3}.get(
-                    unit[1] if unit else "µm"
-                )
-                if size and factor and float(size[1]) > 0:
-                    return float(size[1]) * factor
-            tags = tiff.pages[0].tags
-            if "XResolution" in tags and "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3:
-                numerator, denominator = tags["XResolution"].value
-                scale = 1e4 * denominator / numerator if numerator else 0.0
-                return (
-                    scale if 0.01 < scale < 20 else None
-                )  # coarser is a printing resolution, not an optical one
+        check_regular(path, "an image file")
+        with path.open("rb") as file:
+            if file.read(4) not in TIFF:
+                return None, ""
+        with tiff.open_tiff(path) as opened:
+            found = stated(opened, opened.series[0].pages[0])
     except Exception:  # an unreadable header states no scale; reading the pixels will say what is wrong
-        return None
-    return None
+        return None, ""
+    if found is None:
+        return None, ""
+    across, down, source = found
+    if not same_scale(across, down):
+        raise DataError(f"{path}: {not_square(across, down, source)}")
+    return (across + down) / 2, source
+
+
+def not_square(across: float, down: float, source: str) -> str:
+    """What is wrong with pixels of two scales."""
+    return f"{across:.4g} um/px across and {down:.4g} down ({source}), expected square pixels; resample it first"
 
 
 def same_scale(found: float, expected: float, share: float = 0.02) -> bool:

@@ -14,12 +14,11 @@ from types import TracebackType
 from typing import Self
 
 from miudiff.errors import SlideError
-from miudiff.images import Pixels, same_scale
+from miudiff.formats import Unreadable
+from miudiff.formats.scale import optical
+from miudiff.images import Pixels, not_square, same_scale
 
-FINEST, COARSEST = (
-    0.01,
-    20.0,
-)  # micrometres per pixel of an optical scan; beyond them a file states a printing resolution
+__all__ = ["Level", "RegionError", "Scale", "Slide", "Unreadable", "isotropic", "levels_of", "one_line"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,6 @@ class Scale:
 
 class RegionError(SlideError):
     """A region of a slide cannot be read; others may be."""
-
-
-class Unreadable(Exception):
-    """Why a region cannot be read; `Slide.read` adds which one and of which file."""
 
 
 class Slide(abc.ABC):
@@ -162,12 +157,10 @@ def isotropic(path: Path, across: float, down: float, source: str) -> Scale:
     Raises:
         SlideError: They differ.
     """
-    if not (FINEST <= across <= COARSEST and FINEST <= down <= COARSEST):
+    if not (optical(across) and optical(down)):
         return Scale()
     if not same_scale(across, down):
-        raise SlideError(
-            f"{path}: {across:.4g} um/px across and {down:.4g} down ({source}), expected square pixels; resample it first"
-        )
+        raise SlideError(f"{path}: {not_square(across, down, source)}")
     return Scale((across + down) / 2, source)
 
 
