@@ -33,6 +33,7 @@ OME = (".ome.tif", ".ome.tiff")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
 MAX_PIXELS = 150_000_000  # 12,000 x 12,000: beyond it a file is a slide, not a tile
 MAX_BYTES = 4 * MAX_PIXELS + 2**26  # of a file that is no TIFF
+REMEMBERED = 100_000  # files
 DAMAGE = {"PNG": png.damage, "JPEG": jpeg.damage, "BMP": bmp.damage, "WEBP": webp.damage}
 OTHER_COLOURS = ("CMYK", "LAB", "HSV", "YCbCr", "CIELAB", "ICCLAB", "ITULAB")  # Pillow's and tifffile's names
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
@@ -47,7 +48,8 @@ def read_image(path: str | Path) -> Pixels:
     path = Path(path)
     check_regular(path, "an image file")
     try:
-        length = path.stat().st_size
+        status = path.stat()
+        length, stamp = status.st_size, (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
         with path.open("rb") as file:
             head = file.read(32)
             if path.suffix.lower() in SLIDE_SUFFIXES and head:
@@ -59,14 +61,21 @@ def read_image(path: str | Path) -> Pixels:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise DataError(f"{path}: the file is empty, expected an image; copy it again")
-    if head[:4] in TIFF:
-        return _read_tiff(path)
-    if length > MAX_BYTES:
+    if head[:4] not in TIFF and length > MAX_BYTES:
         raise DataError(f"{path}: {length:,} bytes, expected a tile of at most {MAX_BYTES:,}; cut it first")
-    return _read_plain(path, content)
+    check = stamp not in _found_whole
+    pixels = _read_tiff(path, check) if head[:4] in TIFF else _read_plain(path, content, check)
+    if len(_found_whole) >= REMEMBERED:
+        _found_whole.clear()
+    _found_whole.add(stamp)
+    return pixels
 
 
-def _read_plain(path: Path, content: bytes) -> Pixels:
+# Files that were looked at for damage, which costs more than reading them: training reads each again and again.
+_found_whole: set[tuple[str, int, int, int]] = set()
+
+
+def _read_plain(path: Path, content: bytes, check: bool) -> Pixels:
     """What is no TIFF: checked by its format's file in `formats`, then decoded by Pillow."""
     if content[:8] == png.SIGNATURE and content[24:25] == b"\x10":  # Pillow drops the lower byte in silence
         raise _too_deep(path, 16)
@@ -77,7 +86,7 @@ def _read_plain(path: Path, content: bytes) -> Pixels:
                 raise DataError(f"{path}: holds {frames} frames, expected one image")
             if image.mode in OTHER_COLOURS:
                 raise DataError(f"{path}: {image.mode} pixels, expected RGB")
-            if reason := DAMAGE.get(image.format or "", jpeg.damage)(content):
+            if check and (reason := DAMAGE.get(image.format or "", jpeg.damage)(content)):
                 raise DataError(f"{path}: damaged or cut off ({reason}); copy it again")
             image.load()
             mode = image.mode
@@ -96,7 +105,7 @@ def _read_plain(path: Path, content: bytes) -> Pixels:
         raise DataError(f"{path}: damaged or cut off ({_one_line(error)}); copy it again") from error
 
 
-def _read_tiff(path: Path) -> Pixels:
+def _read_tiff(path: Path, check: bool) -> Pixels:
     from miudiff.formats import tiff
 
     try:
@@ -106,7 +115,7 @@ def _read_tiff(path: Path) -> Pixels:
             photometric = key.photometric.name
             _check_one_image(path, file.series, key, photometric)
             _check_tile(path, key.imagewidth, key.imagelength)
-            parts = [tiff.read_page(path, page) for page in series.pages]
+            parts = [tiff.read_page(path, page, check) for page in series.pages]
             pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
             if photometric == "PALETTE":
                 colours = (np.asarray(key.colormap) >> 8).astype(np.uint8)

@@ -24,6 +24,7 @@ EMPTY = 128  # the grey of a block for which there were no data
 IN_SCAN = re.compile(rb"\xff[^\x00\xff]")  # a marker
 END = b"\xff\xd9"
 RUN = bytes(24)  # so many zeros are doubtful
+SPILT = 7 * 64  # pixels: the bits that fill the last byte of several scans may colour blocks that have no data
 # So many zeros begin and end a block of luma: if they say more than "even", they say what no picture holds.
 EMPTY_SECTOR = bytes(96)
 HUFFMAN = (0xC0, 0xC1, 0xC2)  # frames of blocks in Huffman codes: baseline, extended, progressive
@@ -67,18 +68,23 @@ def joined(data: bytes, tables: bytes | None) -> bytes:
     return tables[:-2] + data[2:] if tables else data
 
 
-def damage(data: bytes) -> str:
-    """What is wrong with a JPEG file, "" if nothing is seen."""
+def damage(data: bytes, thorough: bool = True) -> str:
+    """What is wrong with a JPEG file, "" if nothing is seen.
+
+    Args:
+        thorough: Also ask a transcoder that stops at every error, which takes five times as long; without it, only
+            where there is a doubt.
+    """
     # glass of one colour is one short tile again and again, and just such a one is doubtful
-    return _short_damage(data) if len(data) <= SHORT else _damage(data)
+    return _short_damage(data, thorough) if len(data) <= SHORT else _damage(data, thorough)
 
 
 @lru_cache(maxsize=64)
-def _short_damage(data: bytes) -> str:
-    return _damage(data)
+def _short_damage(data: bytes, thorough: bool) -> str:
+    return _damage(data, thorough)
 
 
-def _damage(data: bytes) -> str:
+def _damage(data: bytes, thorough: bool) -> str:
     try:
         header = read_header(data)
     except (IndexError, ValueError):
@@ -93,19 +99,23 @@ def _damage(data: bytes) -> str:
     doubtful = data.find(RUN, header.scan, end) >= 0
     if doubtful and data.find(EMPTY_SECTOR, header.scan, end) >= 0 and not header.zeros_are_even:
         return "its JPEG data have a hole of zeros"
-    if header.simple:
-        if IN_SCAN.search(data, header.scan, end):
-            return "its JPEG data break off"
-        last, added = _ends(data, header)
-        if (added != EMPTY).any():
-            return "its JPEG data are damaged"
-        doubtful |= bool((last == EMPTY).all())
-    if (doubtful or not header.simple) and imagecodecs.JPEGXL.available:
-        try:  # ten times slower, so only where it is needed: a transcoder that stops at every error
+    if header.simple and IN_SCAN.search(data, header.scan, end):
+        return "its JPEG data break off"
+    last, added = _ends(data, header)
+    if _holds_data(added, header):
+        return "its JPEG data are damaged"
+    doubtful |= bool((last == EMPTY).all())
+    if (thorough or doubtful or not header.simple) and imagecodecs.JPEGXL.available:
+        try:
             imagecodecs.jpegxl_encode_jpeg(data)
         except imagecodecs.JpegxlError:
             return "its JPEG data are damaged"
     return ""
+
+
+def _holds_data(added: Pixels, header: JpegHeader) -> bool:
+    """Whether there are data for blocks that the frame does not have."""
+    return int((added != EMPTY).sum()) > (0 if header.simple else SPILT)
 
 
 def _ends(data: bytes, header: JpegHeader) -> tuple[Pixels, Pixels]:

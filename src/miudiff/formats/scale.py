@@ -55,7 +55,7 @@ def _length(pixels: ElementTree.Element, axis: str) -> float | None:
 
 
 def _aperio(key: Any) -> Stated | None:
-    if not key.description.startswith("Aperio"):
+    if not key.is_tiled or not key.description.startswith("Aperio"):  # as OpenSlide knows Aperio's files
         return None
     found = re.search(r"\|\s*MPP\s*=\s*([0-9.]{1,20})", key.description)
     try:

@@ -166,8 +166,8 @@ def decode(page: Any, grid: Grid, data: bytes, index: int) -> Pixels:
     return np.ascontiguousarray(tile)
 
 
-def damage(grid: Grid, data: bytes, index: int) -> str:
-    """What the data of a tile show of damage without being decoded, "" if nothing is seen."""
+def damage(grid: Grid, data: bytes, index: int, thorough: bool = True) -> str:
+    """What the data of a tile show of damage, "" if nothing is seen; `thorough` is that of `jpeg.damage`."""
     try:
         if grid.compression in JPEG:
             whole = jpeg.joined(data, grid.tables)
@@ -175,7 +175,7 @@ def damage(grid: Grid, data: bytes, index: int) -> str:
             _check_size(grid, index, header.width, header.height)
             if header.components != grid.samples:
                 return f"its JPEG has {header.components} colours, expected {grid.samples}"
-            return jpeg.damage(whole)
+            return jpeg.damage(whole, thorough)
         if grid.compression in JPEG_2000:
             _check_size(grid, index, *jpeg2000.size(data))
             return jpeg2000.damage(data)
@@ -224,8 +224,8 @@ def _check_size(grid: Grid, index: int, width: int, height: int) -> None:
         )
 
 
-def read_page(path: Path, page: Any) -> NDArray[np.uint8]:
-    """All pixels of a page, uint8 [height, width, samples].
+def read_page(path: Path, page: Any, check: bool = True) -> NDArray[np.uint8]:
+    """All pixels of a page, uint8 [height, width, samples]; without `check`, its tiles are known to be whole.
 
     Raises:
         Unreadable: A tile is missing or damaged, or the tags do not agree.
@@ -242,7 +242,7 @@ def read_page(path: Path, page: Any) -> NDArray[np.uint8]:
         for index, (offset, count) in enumerate(zip(found.offsets, found.lengths, strict=True)):
             file.seek(offset)
             data = file.read(count)
-            if reason := damage(found, data, index):
+            if check and (reason := damage(found, data, index)):
                 raise Unreadable(reason)
             tile = decode(page, found, data, index)
             plane, place = divmod(index, found.columns * found.rows)

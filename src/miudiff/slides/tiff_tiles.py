@@ -40,7 +40,7 @@ class TileData:
         if len(data) < length:
             raise Unreadable(f"the file ends {length - len(data):,} bytes before the end of its tile {index}")
         if not self._whole[level][index]:
-            if reason := damage(grid, data, index):
+            if reason := damage(grid, data, index, thorough=False):
                 raise Unreadable(f"{reason} in its tile {index}")
             self._whole[level][index] = True
         return data
