@@ -16,8 +16,8 @@ import tifffile
 from PIL import Image
 
 from miudiff.errors import SlideError
-from miudiff.slides import scaled
 from miudiff.formats.jpeg import damage
+from miudiff.slides import scaled
 from miudiff.slides.reader import (
     RegionError,
     check_brightfield,

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from miudiff.errors import DataError
-from miudiff.formats import bmp, jpeg, png, webp
+from miudiff.formats.reading import MAX_BYTES, TIFF, read_plain, read_tiff
+from miudiff.formats.reading import MAX_PIXELS as MAX_PIXELS
 from miudiff.formats.scale import stated
 
 Pixels = NDArray[np.uint8]
@@ -30,12 +31,7 @@ Pixels = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".dcm")
 OME = (".ome.tif", ".ome.tiff")
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
-MAX_PIXELS = 150_000_000  # 12,000 x 12,000: beyond it a file is a slide, not a tile
-MAX_BYTES = 4 * MAX_PIXELS + 2**26  # of a file that is no TIFF
 REMEMBERED = 100_000  # files
-DAMAGE = {"PNG": png.damage, "JPEG": jpeg.damage, "BMP": bmp.damage, "WEBP": webp.damage}
-OTHER_COLOURS = ("CMYK", "LAB", "HSV", "YCbCr", "CIELAB", "ICCLAB", "ITULAB")  # Pillow's and tifffile's names
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
 
 
@@ -64,7 +60,7 @@ def read_image(path: str | Path) -> Pixels:
     if head[:4] not in TIFF and length > MAX_BYTES:
         raise DataError(f"{path}: {length:,} bytes, expected a tile of at most {MAX_BYTES:,}; cut it first")
     check = stamp not in _found_whole
-    pixels = _read_tiff(path, check) if head[:4] in TIFF else _read_plain(path, content, check)
+    pixels = read_tiff(path, check) if head[:4] in TIFF else read_plain(path, content, check)
     if len(_found_whole) >= REMEMBERED:
         _found_whole.clear()
     _found_whole.add(stamp)
@@ -75,86 +71,6 @@ def read_image(path: str | Path) -> Pixels:
 _found_whole: set[tuple[str, int, int, int]] = set()
 
 
-def _read_plain(path: Path, content: bytes, check: bool) -> Pixels:
-    """What is no TIFF: checked by its format's file in `formats`, then decoded by Pillow."""
-    if content[:8] == png.SIGNATURE and content[24:25] == b"\x10":  # Pillow drops the lower byte in silence
-        raise _too_deep(path, 16)
-    try:
-        with Image.open(io.BytesIO(content), formats=list(DAMAGE)) as image:  # reads the header
-            _check_tile(path, image.width, image.height)
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise DataError(f"{path}: holds {frames} frames, expected one image")
-            if image.mode in OTHER_COLOURS:
-                raise DataError(f"{path}: {image.mode} pixels, expected RGB")
-            if check and (reason := DAMAGE.get(image.format or "", jpeg.damage)(content)):
-                raise DataError(f"{path}: damaged or cut off ({reason}); copy it again")
-            image.load()
-            mode = image.mode
-            if mode == "P" or (mode == "RGB" and "transparency" in image.info):
-                mode = "RGBA" if "transparency" in image.info else "RGB"
-            return _colour(path, np.asarray(image if mode == image.mode else image.convert(mode)), mode)
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{path}: is not an image (its content is no known format), expected PNG, JPEG, BMP, WebP or TIFF"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too many pixels for a tile; cut it first") from error
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise DataError(f"{path}: damaged or cut off ({_one_line(error)}); copy it again") from error
-
-
-def _read_tiff(path: Path, check: bool) -> Pixels:
-    from miudiff.formats import tiff
-
-    try:
-        with tiff.open_tiff(path) as file:
-            series = file.series[0]
-            key = series.keyframe
-            photometric = key.photometric.name
-            _check_one_image(path, file.series, key, photometric)
-            _check_tile(path, key.imagewidth, key.imagelength)
-            parts = [tiff.read_page(path, page, check) for page in series.pages]
-            pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-            if photometric == "PALETTE":
-                colours = (np.asarray(key.colormap) >> 8).astype(np.uint8)
-                pixels, photometric = colours.T[pixels[..., 0]], "RGB"
-    except DataError:
-        raise
-    except Exception as error:  # tifffile raises many kinds
-        raise DataError(f"{path}: damaged or unreadable TIFF ({_one_line(error)}); copy it again") from error
-    return _colour(path, pixels, photometric)
-
-
-def _check_one_image(path: Path, series: Sequence[Any], key: Any, photometric: str) -> None:
-    """Raise DataError if a TIFF holds something else than one RGB image of 8 bits."""
-    from miudiff.formats.tiff import YCBCR_INSIDE
-
-    first = series[0]
-    bits = key.bitspersample if isinstance(key.bitspersample, int) else max(key.bitspersample)
-    if bits != 8 or first.dtype != np.uint8:
-        raise _too_deep(path, bits)
-    axes = "".join(axis for axis, n in zip(first.axes, first.shape, strict=True) if n != 1 or axis in "YXS")
-    ycbcr = photometric == "YCBCR" and key.compression not in YCBCR_INSIDE
-    if ycbcr or photometric not in ("RGB", "YCBCR", "PALETTE", "MINISBLACK"):
-        raise DataError(f"{path}: {photometric} pixels, expected RGB; convert it first")
-    colours = axes in ("YX", "YXS", "SYX", "CYX", "IYX") and len(first.pages) <= 4
-    if not colours or (axes[0] != "Y" and first.shape[first.axes.index(axes[0])] not in (3, 4)):
-        raise DataError(f"{path}: TIFF with axes {axes} and {photometric} pixels, expected one RGB image")
-    others = [other for other in series[1:] if not other.keyframe.is_reduced]
-    if others and first.kind in ("generic", "uniform", "shaped"):
-        raise DataError(f"{path}: holds {1 + len(others)} images, expected one; export the one that is meant")
-
-
-def _check_tile(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{path}: {width} x {height} pixels, expected a tile of at most {MAX_PIXELS:,}; cut it first, "
-            "or write it as a tiled TIFF to translate it as a slide"
-        )
-
-
 def check_regular(path: Path, expected: str) -> None:
     """Raise DataError unless `path` is a regular file: a FIFO, a socket or a device may keep who reads it for ever.
 
@@ -163,7 +79,9 @@ def check_regular(path: Path, expected: str) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder, expected {expected}")
     if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is not a regular file but a FIFO, a socket or a device, expected {expected}")
+        raise DataError(
+            f"{path}: is not a regular file but a FIFO, a socket or a device, expected {expected}"
+        )
 
 
 def irregular(folder: Path) -> list[Path]:
@@ -174,29 +92,6 @@ def irregular(folder: Path) -> list[Path]:
         if p.suffix.lower() in SUFFIXES + SLIDE_SUFFIXES and not p.name.startswith(".")
         if not p.is_file() and not p.is_dir()
     )
-
-
-def _colour(path: Path, array: NDArray[np.generic], mode: str) -> Pixels:
-    if array.dtype != np.uint8:
-        bits = array.dtype.itemsize * 8 if array.dtype != np.bool_ else 1
-        raise _too_deep(path, bits)
-    if array.ndim == 2 or array.shape[-1] == 1 or mode == "LA":
-        raise DataError(f"{path}: a grey image ({mode}), expected RGB colour of a stained section")
-    if array.shape[-1] == 4 and mode in ("RGBA", "RGB", "P", "YCBCR"):
-        if (array[..., 3] != 255).any():
-            share = (array[..., 3] != 255).mean()
-            raise DataError(
-                f"{path}: {share:.2%} of its pixels are transparent, which says nothing of the tissue there; flatten or cut it first"
-            )
-        array = array[..., :3]
-    if array.ndim != 3 or array.shape[-1] != 3 or mode in OTHER_COLOURS:
-        raise DataError(f"{path}: {mode} with shape {array.shape}, expected RGB")
-    return np.ascontiguousarray(array, dtype=np.uint8)
-
-
-def _too_deep(path: Path, bits: int) -> DataError:
-    why = "its white level is not stated, so convert it first"
-    return DataError(f"{path}: {bits} bits a channel, expected 8; {why}")
 
 
 def read_scale(path: str | Path) -> float | None:
@@ -233,7 +128,9 @@ def scale_and_source(path: Path) -> tuple[float | None, str]:
 
 def not_square(across: float, down: float, source: str) -> str:
     """What is wrong with pixels of two scales."""
-    return f"{across:.4g} um/px across and {down:.4g} down ({source}), expected square pixels; resample it first"
+    return (
+        f"{across:.4g} um/px across and {down:.4g} down ({source}), expected square pixels; resample it first"
+    )
 
 
 def same_scale(found: float, expected: float, share: float = 0.02) -> bool:
@@ -395,7 +292,3 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
     shrinks = height * width < pixels.shape[0] * pixels.shape[1]
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(pixels).resize((width, height), method))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

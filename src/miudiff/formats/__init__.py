@@ -9,3 +9,8 @@ is wrong, "" if nothing is seen.
 
 class Unreadable(Exception):
     """Why pixels cannot be read; who reads them adds of which file."""
+
+
+def one_line(error: BaseException) -> str:
+    """The words of an error, on one line and not too long."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

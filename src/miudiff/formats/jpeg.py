@@ -24,7 +24,9 @@ EMPTY = 128  # the grey of a block for which there were no data
 IN_SCAN = re.compile(rb"\xff[^\x00\xff]")  # a marker
 END = b"\xff\xd9"
 RUN = bytes(24)  # so many zeros are doubtful
-SPILT = 7 * 64  # pixels: the bits that fill the last byte of several scans may colour blocks that have no data
+SPILT = (
+    7 * 64
+)  # pixels: the bits that fill the last byte of several scans may colour blocks that have no data
 # So many zeros begin and end a block of luma: if they say more than "even", they say what no picture holds.
 EMPTY_SECTOR = bytes(96)
 HUFFMAN = (0xC0, 0xC1, 0xC2)  # frames of blocks in Huffman codes: baseline, extended, progressive

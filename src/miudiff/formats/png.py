@@ -40,7 +40,9 @@ def damage(data: bytes) -> str:
         return "its PNG data are damaged"
     if found == expected and ended:
         return ""
-    return f"its PNG data give {'more' if found > expected else 'less'} than the {expected:,} bytes of its size"
+    return (
+        f"its PNG data give {'more' if found > expected else 'less'} than the {expected:,} bytes of its size"
+    )
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

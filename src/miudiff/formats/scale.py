@@ -6,7 +6,10 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-FINEST, COARSEST = 0.01, 20.0  # µm per pixel of an optical scan; beyond them a file states a printing resolution
+FINEST, COARSEST = (
+    0.01,
+    20.0,
+)  # µm per pixel of an optical scan; beyond them a file states a printing resolution
 MICROMETRES = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "in": 25400.0,
 }  # fmt: skip

@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from miudiff.formats import Unreadable, jpeg, jpeg2000, webp
+from miudiff.formats import Unreadable, jpeg, jpeg2000, one_line, webp
 
 # tifffile tells of damage in its log, which nobody may have set up; what matters of it becomes an error here
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -33,7 +33,7 @@ NONE, OLD_JPEG, WEBP = 1, 6, 50001  # compression tags
 JPEG = (7, 33007, 34892)
 JPEG_2000 = (33003, 33004, 33005, 34712)
 YCBCR_INSIDE = (OLD_JPEG, *JPEG, *JPEG_2000, WEBP)  # these turn YCbCr to RGB themselves
-LOSSLESS: dict[int, Callable[..., bytes]] = {
+LOSSLESS: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
     8: imagecodecs.zlib_decode,
     32946: imagecodecs.zlib_decode,
@@ -71,6 +71,7 @@ class Grid:
         planes: Colours that have tiles of their own, one plane after the other; 1 where a tile holds all.
         lengths: Bytes of each tile's data.
         tables: Of JPEG tiles, where the page keeps them apart.
+        palette: The colour of each value, uint8 [256, 3], where tiles hold numbers of colours.
     """
 
     width: int
@@ -83,6 +84,7 @@ class Grid:
     lengths: NDArray[np.int64]
     compression: int
     tables: bytes | None
+    palette: Pixels | None
     tiled: bool
 
     @property
@@ -136,6 +138,7 @@ def grid(page: Any) -> Grid:
         lengths=np.array(page.databytecounts, np.int64),
         compression=int(key.compression),
         tables=page.jpegtables,
+        palette=_palette(key),
         tiled=bool(key.is_tiled),
     )
     expected = found.columns * found.rows * planes
@@ -149,19 +152,34 @@ def grid(page: Any) -> Grid:
     return found
 
 
+def photometric(key: Any) -> str:
+    """How samples become colours, by the name of its tag; a number if it has none."""
+    return str(getattr(key.photometric, "name", key.photometric))
+
+
+def _palette(key: Any) -> Pixels | None:
+    if photometric(key) != "PALETTE":
+        return None
+    colours = np.asarray(key.colormap)
+    if colours.shape != (3, 256):
+        raise Unreadable(f"its palette is {colours.shape}, expected 256 colours")
+    return (colours.T >> 8).astype(np.uint8)
+
+
 def decode(page: Any, grid: Grid, data: bytes, index: int) -> Pixels:
-    """The pixels of a tile from its data, uint8 [h, w, samples]; `damage` has seen nothing wrong with them.
+    """The pixels of a tile from its data, uint8 [h, w, samples or 3 of a palette]; `damage` has seen nothing wrong with them.
 
     Raises:
         Unreadable: They cannot be decoded, or are not those of a tile of this size.
     """
     if grid.compression == NONE or grid.compression in LOSSLESS:
-        return _lossless(page.keyframe, grid, data, index)
+        tile = _lossless(page.keyframe, grid, data, index)
+        return tile if grid.palette is None else grid.palette[tile[..., 0]]
     tables = {"jpegtables": grid.tables} if grid.compression in (OLD_JPEG, *JPEG) else {}
     try:
-        tile: NDArray[Any] = page.keyframe.decode(data, index, **tables)[0][0]
+        tile = page.keyframe.decode(data, index, **tables)[0][0]
     except Exception as error:  # the codecs raise many kinds
-        raise Unreadable(" ".join(str(error).split())[:160]) from error
+        raise Unreadable(one_line(error)) from error
     _check_size(grid, index, tile.shape[1], tile.shape[0])
     return np.ascontiguousarray(tile)
 
@@ -189,15 +207,17 @@ def damage(grid: Grid, data: bytes, index: int, thorough: bool = True) -> str:
     return ""
 
 
-def _lossless(key: Any, grid: Grid, data: bytes, index: int) -> Pixels:
+def _lossless(key: Any, grid: Grid, data: bytes | bytearray, index: int) -> Pixels:
     if key.fillorder != 1 or key.predictor not in (1, 2):
-        raise Unreadable(f"bit order {int(key.fillorder)}, predictor {int(key.predictor)}: expected 1, and 1 or 2")
+        raise Unreadable(
+            f"bit order {int(key.fillorder)}, predictor {int(key.predictor)}: expected 1, and 1 or 2"
+        )
     most = grid.tile_width * grid.tile_height * grid.samples
     if grid.compression != NONE:
         try:  # one byte more than there should be shows that there are too many
             data = LOSSLESS[grid.compression](data, out=most + 1)
         except Exception as error:  # the codecs raise many kinds
-            raise Unreadable(f"its data are damaged ({' '.join(str(error).split())[:100]})") from error
+            raise Unreadable(f"its data are damaged ({one_line(error)})") from error
     rows = _check_length(grid, index, len(data))
     tile = np.frombuffer(data, np.uint8, rows * grid.tile_width * grid.samples)
     tile = tile.reshape(rows, grid.tile_width, grid.samples)
@@ -225,7 +245,7 @@ def _check_size(grid: Grid, index: int, width: int, height: int) -> None:
 
 
 def read_page(path: Path, page: Any, check: bool = True) -> NDArray[np.uint8]:
-    """All pixels of a page, uint8 [height, width, samples]; without `check`, its tiles are known to be whole.
+    """All pixels of a page, uint8 [height, width, colours]; without `check`, its tiles are known to be whole.
 
     Raises:
         Unreadable: A tile is missing or damaged, or the tags do not agree.
@@ -237,7 +257,8 @@ def read_page(path: Path, page: Any, check: bool = True) -> NDArray[np.uint8]:
         raise Unreadable("some of its tiles have no data")
     if (found.offsets + found.lengths > length).any():
         raise Unreadable("it ends before some of its tiles")
-    pixels = np.empty((found.height, found.width, found.samples * found.planes), np.uint8)
+    colours = 3 if found.palette is not None else found.samples * found.planes
+    pixels = np.empty((found.height, found.width, colours), np.uint8)
     with path.open("rb") as file:
         for index, (offset, count) in enumerate(zip(found.offsets, found.lengths, strict=True)):
             file.seek(offset)
@@ -249,6 +270,6 @@ def read_page(path: Path, page: Any, check: bool = True) -> NDArray[np.uint8]:
             row, column = divmod(place, found.columns)
             across, down = found.seen(index)
             top, left = row * found.tile_height, column * found.tile_width
-            colours = slice(plane, plane + 1) if found.planes > 1 else slice(None)
-            pixels[top : top + down, left : left + across, colours] = tile[:down, :across]
+            of_plane = slice(plane, plane + 1) if found.planes > 1 else slice(None)
+            pixels[top : top + down, left : left + across, of_plane] = tile[:down, :across]
     return pixels

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from miudiff.errors import DataError, SlideError
-from miudiff.images import SLIDE_SUFFIXES, TIFF, Pixels, check_regular, read_image
+from miudiff.formats.reading import TIFF
+from miudiff.images import SLIDE_SUFFIXES, Pixels, check_regular, read_image
 from miudiff.slides.brightfield import check_brightfield
 from miudiff.slides.marked import read_marked, read_scaled_marked
 from miudiff.slides.scaled import read_scaled

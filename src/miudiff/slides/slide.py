@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from miudiff.errors import SlideError
-from miudiff.formats import Unreadable
+from miudiff.formats import Unreadable, one_line
 from miudiff.formats.scale import optical
 from miudiff.images import Pixels, not_square, same_scale
 
@@ -167,8 +167,3 @@ def isotropic(path: Path, across: float, down: float, source: str) -> Scale:
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def one_line(error: BaseException) -> str:
-    """The words of an error, on one line and not too long."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

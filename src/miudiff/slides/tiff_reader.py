@@ -15,7 +15,7 @@ import tifffile
 
 from miudiff.errors import SlideError
 from miudiff.formats.scale import stated
-from miudiff.formats.tiff import YCBCR_INSIDE, check_metadata, decode, grid
+from miudiff.formats.tiff import YCBCR_INSIDE, check_metadata, decode, grid, photometric
 from miudiff.images import MAX_PIXELS, Pixels
 from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of, one_line
 from miudiff.slides.tiff_tiles import TileData
@@ -113,7 +113,7 @@ def _largest(path: Path, tiff: Any) -> Any:
     series = max(tiff.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
     key = series.keyframe
     axes = "".join(a for a, n in zip(series.axes, series.shape) if n != 1 or a in "YX")
-    what = f"{series.shape} {series.dtype} with axes {series.axes}, {key.photometric.name}"
+    what = f"{series.shape} {series.dtype} with axes {series.axes}, {photometric(key)}"
     if series.dtype != np.uint8:
         bits = series.dtype.itemsize * 8
         raise SlideError(
@@ -121,6 +121,8 @@ def _largest(path: Path, tiff: Any) -> Any:
         )
     if axes in ("YXS", "SYX") and key.samplesperpixel in (3, 4):
         return series
+    if photometric(key) == "PALETTE":
+        raise SlideError(f"{path}: PALETTE pixels, expected RGB; convert it first")
     if axes == "YX":
         raise SlideError(f"{path}: a grey image ({what}), expected RGB colour of a stained section")
     if set(axes) <= set("CYX"):
@@ -139,10 +141,10 @@ def _check_page(path: Path, tiff: Any, page: Any) -> None:
     if page is None or page.parent is not tiff:
         raise SlideError(f"{path}: its pixels lie in several files, expected one; convert it to one")
     key = page.keyframe
-    photometric = key.photometric.name
-    raw = photometric == "YCBCR" and key.compression not in YCBCR_INSIDE  # tifffile hands it on unconverted
-    if photometric not in ("RGB", "YCBCR") or raw:
-        raise SlideError(f"{path}: {photometric} pixels, expected RGB; convert it first")
+    colours = photometric(key)
+    raw = colours == "YCBCR" and key.compression not in YCBCR_INSIDE  # tifffile hands it on unconverted
+    if colours not in ("RGB", "YCBCR") or raw:
+        raise SlideError(f"{path}: {colours} pixels, expected RGB; convert it first")
 
 
 def _scale(path: Path, tiff: Any, series: Any) -> Scale:

@@ -9,11 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from miudiff.formats import Unreadable
-from miudiff.formats.tiff import Grid, damage, grid
+from miudiff.formats.tiff import Grid, damage, grid, open_tiff, photometric
 
-__all__ = ["JPEG", "Grid", "TileData", "grid"]
+__all__ = ["JPEG", "Grid", "TileData", "grid", "level_grids"]
 
 JPEG = 7  # the compression tag
+
+
+def level_grids(path: Path, sizes: Sequence[tuple[int, int]]) -> list[Grid | None]:
+    """The tiles of each level of these sizes, None for one that no tiled page has.
+
+    For a reader that decodes by itself: what the tags of a page say is checked here, since such a reader may go on
+    over what contradicts itself.
+
+    Raises:
+        Unreadable: The tags of a tiled page do not agree, or state pixels that are no colour.
+    """
+    found: dict[tuple[int, int], Grid] = {}
+    with open_tiff(path) as tiff:
+        for page in tiff.pages:
+            if page.is_tiled:
+                if (colours := photometric(page.keyframe)) not in ("RGB", "YCBCR"):
+                    raise Unreadable(f"its tags state {colours} pixels, expected RGB")
+                one = grid(page)
+                found.setdefault((one.width, one.height), one)
+    return [found.get(size) for size in sizes]
 
 
 class TileData:
