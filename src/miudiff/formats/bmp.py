@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 RAW = (0, 3)  # of the ways to compress
+FILLING = 3  # bytes that some writers add
 
 
 def damage(data: bytes) -> str:
@@ -19,6 +20,6 @@ def damage(data: bytes) -> str:
     row = (width * bits + 31) // 32 * 4
     rest = len(data) - begin - row * abs(height)
     profile = header >= 124 and any(data[14 + 112 : 14 + 120])  # follows the pixels
-    if rest < 0 or (rest >= max(row, 4) and not profile):
+    if rest < 0 or (rest > FILLING and not profile):
         return f"its {len(data):,} bytes do not fit {width} x {abs(height)} pixels"
     return ""

@@ -23,6 +23,7 @@ SHORT = 8192  # bytes
 EMPTY = 128  # the grey of a block for which there were no data
 IN_SCAN = re.compile(rb"\xff[^\x00\xff]")  # a marker
 END = b"\xff\xd9"
+RESTARTS = b"\xff\xdd\0\4"  # states how far apart they are
 RUN = bytes(24)  # so many zeros are doubtful
 SPILT = (
     7 * 64
@@ -107,7 +108,8 @@ def _damage(data: bytes, thorough: bool) -> str:
     if _holds_data(added, header):
         return "its JPEG data are damaged"
     doubtful |= bool((last == EMPTY).all())
-    if (thorough or doubtful or not header.simple) and imagecodecs.JPEGXL.available:
+    asked = imagecodecs.JPEGXL.available and data.count(RESTARTS) < 2  # it knows one distance of restarts
+    if asked and (thorough or doubtful or not header.simple):
         try:
             imagecodecs.jpegxl_encode_jpeg(data)
         except imagecodecs.JpegxlError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from PIL import Image, UnidentifiedImageError
 
 from miudiff.errors import DataError
 from miudiff.formats import bmp, jpeg, one_line, png, tiff, webp
+
+# Pillow warns on stderr of images that it opens all the same; what is too large is refused here, in one line.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Pixels = NDArray[np.uint8]
 

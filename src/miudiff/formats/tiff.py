@@ -32,6 +32,7 @@ MOST_PLANES = 10_000  # of an OME-TIFF: beyond it tifffile takes minutes and gig
 NONE, OLD_JPEG, WEBP = 1, 6, 50001  # compression tags
 JPEG = (7, 33007, 34892)
 JPEG_2000 = (33003, 33004, 33005, 34712)
+OTHERS = (OLD_JPEG, 22610, 34887, 34933, 34934, 50002, 52546)  # JPEG XR, LERC, PNG, JPEG XL: left to their decoders
 YCBCR_INSIDE = (OLD_JPEG, *JPEG, *JPEG_2000, WEBP)  # these turn YCbCr to RGB themselves
 LOSSLESS: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
@@ -126,6 +127,9 @@ def grid(page: Any) -> Grid:
         )
     if key.planarconfig not in (1, 2):
         raise Unreadable(f"its tags state an unknown order of colours ({int(key.planarconfig)})")
+    compression = int(key.compression)
+    if compression not in (NONE, WEBP, *LOSSLESS, *JPEG, *JPEG_2000, *OTHERS):
+        raise Unreadable(f"its tags state the compression {compression}, which no colour image has")
     planes = samples if key.planarconfig == 2 else 1
     found = Grid(
         width=width,
@@ -136,20 +140,27 @@ def grid(page: Any) -> Grid:
         planes=planes,
         offsets=np.array(page.dataoffsets, np.int64),
         lengths=np.array(page.databytecounts, np.int64),
-        compression=int(key.compression),
+        compression=compression,
         tables=page.jpegtables,
         palette=_palette(key),
         tiled=bool(key.is_tiled),
     )
     expected = found.columns * found.rows * planes
-    if not len(found.offsets) == len(found.lengths) == expected:
+    counts = {len(found.offsets), len(found.lengths), *_counts(page)}
+    if counts != {expected}:
         raise Unreadable(
-            f"its tags state {expected:,} tiles, but where {len(found.offsets):,} lie and the lengths of {len(found.lengths):,}"
+            f"its tags state {expected:,} tiles, but places and lengths of {' and '.join(f'{n:,}' for n in sorted(counts))}"
         )
     if found.compression == NONE:
         for index in {0, expected // planes - 1}:  # tiles have one size but for the last strip
             _check_length(found, index, int(found.lengths[index]))
     return found
+
+
+def _counts(page: Any) -> list[int]:
+    """How many places and lengths the tags themselves state: tifffile makes do with other numbers."""
+    tags = getattr(page, "tags", {})
+    return [tags[code].count for code in (273, 279, 324, 325) if code in tags]
 
 
 def photometric(key: Any) -> str:
@@ -226,13 +237,10 @@ def _lossless(key: Any, grid: Grid, data: bytes | bytearray, index: int) -> Pixe
 
 def _check_length(grid: Grid, index: int, length: int) -> int:
     """The rows of a tile of so many bytes. Raises `Unreadable` if they are no whole tile."""
-    row = grid.tile_width * grid.samples
-    for rows in {grid.tile_height, grid.seen(index)[1] if not grid.tiled else grid.tile_height}:
-        if 0 <= length - rows * row < grid.samples:  # some writers fill up to an even length
-            return rows
-    raise Unreadable(
-        f"its tile {index} holds {length:,} bytes of pixels, expected {grid.tile_height * row:,} by the tags"
-    )
+    row, rows = grid.tile_width * grid.samples, grid.tile_height if grid.tiled else grid.seen(index)[1]
+    if 0 <= length - rows * row < grid.samples:  # some writers fill up to an even length
+        return rows
+    raise Unreadable(f"its tile {index} holds {length:,} bytes of pixels, expected {rows * row:,} by the tags")
 
 
 def _check_size(grid: Grid, index: int, width: int, height: int) -> None:
