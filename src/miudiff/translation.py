@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from miudiff import __version__
 from miudiff.checkpoints import append_json, read_json, write_json
 from miudiff.errors import CheckpointError, DataError, MiudiffError
-from miudiff.images import SUFFIXES, list_images, read_image, read_scale, same_scale, write_image
+from miudiff.images import SUFFIXES, irregular, list_images, read_image, read_scale, same_scale, write_image
 from miudiff.methods.sdedit import StepReport
 from miudiff.progress import Progress, duration
 from miudiff.slides.reader import is_slide
@@ -105,6 +105,8 @@ def translate_files(
             would fail each image that follows after all the work on it.
     """
     pairs = plan(source, target)
+    for path in irregular(source) if source.is_dir() else ():
+        say(f"left out: {path} is not a regular file")
     folder = pairs[0][1].parent
     settings = _settings(stainer, mpp, seed)
     _same_settings(folder / RECORD, settings, [p for _, p in pairs], overwrite)

@@ -68,6 +68,21 @@ def tiff(pixels: Pixels, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def ome(
+    image: Pixels, size: str = "", counts: str = 'SizeC="3" SizeT="1" SizeZ="1"', **options: Any
+) -> bytes:
+    """An OME-TIFF whose metadata are written here, without a number drawn by chance."""
+    height, width = image.shape[:2]
+    xml = (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+        f'<Pixels DimensionOrder="XYCZT" ID="Pixels:0" SizeX="{width}" SizeY="{height}" {counts} '
+        f'Type="uint8" {size}><Channel ID="Channel:0:0" SamplesPerPixel="3"/>'
+        '<TiffData IFD="0" PlaneCount="1"/></Pixels></Image></OME>'
+    )
+    return tiff(image, description=xml, compression="deflate", **options)
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     """A chunk of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tifffile
-from image_files import Case, Pixels, Random, Verdict, encode, picture, tiff
+from image_files import Case, Pixels, Random, Verdict, encode, ome, picture, tiff
 from PIL import Image
 from rarities import ATTACKS, RARITIES
 
@@ -58,7 +58,7 @@ def bases(rng: Random) -> list[Base]:
         ("strips.tif", "jpeg", tiff(image, compression="jpeg", photometric="ycbcr", rowsperstrip=32)),
         ("webp.tif", "webp", tiff(image, compression="webp", tile=tile)),
         ("jpeg2000.tif", "jpeg 2000", tiff(image, compression="jpeg2000", tile=tile)),
-        ("a.ome.tif", "deflate", tiff(image, compression="deflate", tile=tile, ome=True)),
+        ("a.ome.tif", "deflate", ome(image, tile=tile)),
     ]  # fmt: skip
     return [Base(name, kind, content, _decoded(name, content)) for name, kind, content in some]
 

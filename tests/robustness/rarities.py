@@ -10,7 +10,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import tifffile
-from image_files import Make, Pixels, Verdict, chunk, encode, interlaced, png, rows, tiff
+from image_files import Make, Pixels, Verdict, chunk, encode, interlaced, ome, png, rows, tiff
 from PIL import Image
 
 APP = b"\xff\xe5" + struct.pack(">H", 60_000) + bytes(59_998)  # a long segment of nobody's
@@ -100,7 +100,7 @@ RARITIES: dict[str, Make] = {
     "palette.tif": lambda image, rng: _palette(image, "TIFF"),
     "opaque.tif": lambda image, rng: tiff(_opaque(image), extrasamples=["unassalpha"]),
     "whole strip.tif": lambda image, rng: _one_strip(image, image.tobytes(), t278=2**32 - 1),
-    "even length.tif": lambda image, rng: _one_strip(image[:33, :33], image[:33, :33].tobytes() + b"\0"),
+    "even length.tif": lambda image, rng: _one_strip(image[:65, :65], image[:65, :65].tobytes() + b"\0"),
     "lzma.tif": lambda image, rng: tiff(image, compression="lzma"),
     "jpegxl.tif": lambda image, rng: tiff(image, compression="jpegxl", tile=(64, 64)),
     "png.tif": lambda image, rng: tiff(image, compression="png", tile=(64, 64)),
@@ -113,16 +113,6 @@ RARITIES: dict[str, Make] = {
     "thumbnail.tif": lambda image, rng: _pages(image, image[::4, ::4].copy(), subfiletype=1),
     "pyramid.ome.tif": lambda image, rng: _subifds(image),
 }
-
-
-def _ome(image: Pixels, size: str = "", counts: str = 'SizeC="3" SizeT="1" SizeZ="1"') -> bytes:
-    height, width = image.shape[:2]
-    xml = (
-        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
-        f'<Image ID="Image:0"><Pixels DimensionOrder="XYCZT" ID="Pixels:0" SizeX="{width}" SizeY="{height}" {counts} '
-        f'Type="uint8" {size}><Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1"/></Pixels></Image></OME>'
-    )
-    return tiff(image, description=xml, compression="deflate")
 
 
 def _entities(image: Pixels) -> bytes:
@@ -170,10 +160,10 @@ ATTACKS: dict[str, tuple[Verdict, Make]] = {
     "deflate bomb.tif": ("refuse", lambda i, r: _one_strip(i, ZEROS, 60_000, 60_000, t259=8)),
     "no rows.tif": ("refuse", lambda i, r: _one_strip(i, i.tobytes(), t278=0)),
     "entities.ome.tif": ("either", lambda i, r: _entities(i)),
-    "planes.ome.tif": ("either", lambda i, r: _ome(i, counts='SizeC="3" SizeT="99999999" SizeZ="1"')),
-    "negative planes.ome.tif": ("either", lambda i, r: _ome(i, counts='SizeC="3" SizeT="-1" SizeZ="1"')),
+    "planes.ome.tif": ("either", lambda i, r: ome(i, counts='SizeC="3" SizeT="99999999" SizeZ="1"')),
+    "negative planes.ome.tif": ("either", lambda i, r: ome(i, counts='SizeC="3" SizeT="-1" SizeZ="1"')),
     **{
-        f"scale {value}.ome.tif": ("either", lambda i, r, value=value: _ome(i, f'PhysicalSizeX="{value}" PhysicalSizeY="{value}"'))
+        f"scale {value}.ome.tif": ("either", lambda i, r, value=value: ome(i, f'PhysicalSizeX="{value}" PhysicalSizeY="{value}"'))
         for value in ("1e999", "nan", "-1", "1e-300", "e", "0", "1e9")
     },
 }  # fmt: skip

@@ -32,7 +32,17 @@ MOST_PLANES = 10_000  # of an OME-TIFF: beyond it tifffile takes minutes and gig
 NONE, OLD_JPEG, WEBP = 1, 6, 50001  # compression tags
 JPEG = (7, 33007, 34892)
 JPEG_2000 = (33003, 33004, 33005, 34712)
-OTHERS = (OLD_JPEG, 22610, 34887, 34933, 34934, 50002, 52546)  # JPEG XR, LERC, PNG, JPEG XL: left to their decoders
+# Tags of one value: width, height, compression, colours, bit order, samples, strips, planes, predictor, tiles.
+SINGLE = (256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323)
+OTHERS = (
+    OLD_JPEG,
+    22610,
+    34887,
+    34933,
+    34934,
+    50002,
+    52546,
+)  # JPEG XR, LERC, PNG, JPEG XL: left to their decoders
 YCBCR_INSIDE = (OLD_JPEG, *JPEG, *JPEG_2000, WEBP)  # these turn YCbCr to RGB themselves
 LOSSLESS: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
@@ -118,6 +128,7 @@ def grid(page: Any) -> Grid:
         Unreadable: Its tags do not agree, so that it is not known which pixel lies where.
     """
     key = page.keyframe
+    _check_entries(page)
     width, height, samples = int(key.imagewidth), int(key.imagelength), int(key.samplesperpixel)
     tile_width = int(key.tilewidth if key.is_tiled else width)
     tile_height = int(key.tilelength if key.is_tiled else min(key.rowsperstrip, height))
@@ -155,6 +166,21 @@ def grid(page: Any) -> Grid:
         for index in {0, expected // planes - 1}:  # tiles have one size but for the last strip
             _check_length(found, index, int(found.lengths[index]))
     return found
+
+
+def _check_entries(page: Any) -> None:
+    """Raise `Unreadable` if an entry that says how pixels lie cannot be read: tifffile goes on without it."""
+    tags = getattr(page, "tags", None)
+    if tags is None:  # a page that repeats the entries of another
+        return
+    file = page.parent
+    file.filehandle.seek(page.offset)
+    number = struct.unpack(file.tiff.tagnoformat, file.filehandle.read(file.tiff.tagnosize))[0]
+    entries = file.filehandle.read(number * file.tiff.tagsize)
+    for at in range(0, len(entries) - 1, file.tiff.tagsize):
+        code = struct.unpack(file.byteorder + "H", entries[at : at + 2])[0]
+        if code in SINGLE and (code not in tags or tags[code].count != 1):
+            raise Unreadable(f"its tag {code} is damaged")
 
 
 def _counts(page: Any) -> list[int]:
@@ -240,7 +266,9 @@ def _check_length(grid: Grid, index: int, length: int) -> int:
     row, rows = grid.tile_width * grid.samples, grid.tile_height if grid.tiled else grid.seen(index)[1]
     if 0 <= length - rows * row < grid.samples:  # some writers fill up to an even length
         return rows
-    raise Unreadable(f"its tile {index} holds {length:,} bytes of pixels, expected {rows * row:,} by the tags")
+    raise Unreadable(
+        f"its tile {index} holds {length:,} bytes of pixels, expected {rows * row:,} by the tags"
+    )
 
 
 def _check_size(grid: Grid, index: int, width: int, height: int) -> None:
