@@ -304,6 +304,15 @@ def test_a_webp_that_lost_bytes_is_refused(tmp_path, options):
         assert "damaged" in refusal(path)
 
 
+def test_a_lossy_webp_with_a_hole_is_refused(tmp_path):
+    path = tmp_path / "a.webp"
+    Image.fromarray(tissue(200, 160)).save(path, quality=90)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(512) + content[middle + 512 :])
+    assert "its WebP data are damaged" in refusal(path)
+
+
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "jpeg", "jpeg2000", "webp", None])
 @pytest.mark.parametrize("what", ["TileOffsets", "TileByteCounts"])
 def test_a_tiff_tile_without_a_place_or_a_length_is_refused(tmp_path, compression, what):
@@ -474,7 +483,8 @@ def test_a_size_that_no_microscope_has_is_no_scale(tmp_path, pixels, size):
     tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="rgb", metadata=metadata)
     content = (tmp_path / "a.ome.tif").read_bytes()
     assert content.count(b"0.123456789") == 2
-    (tmp_path / "a.ome.tif").write_bytes(content.replace(b"0.123456789", size.ljust(11).encode()))
+    written = size.rjust(11, "0") if size[0].isdigit() else size.ljust(11)
+    (tmp_path / "a.ome.tif").write_bytes(content.replace(b"0.123456789", written.encode()))
     assert read_scale(tmp_path / "a.ome.tif") is None
 
 
