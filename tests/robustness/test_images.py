@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command import CommandLine, Ended, Tally
 from image_files import Case, encode, picture
-from malformed import bases, cases
+from malformed import bases, cases, wrong
 from PIL import Image
 
 from miudiff.errors import DataError
@@ -54,17 +54,17 @@ def try_reading(some: dict[Path, Case], tally: Tally) -> Counter[str]:
     """Read each file; returns how many were read wrong by verdict."""
     missed: Counter[str] = Counter()
     for path, case in some.items():
-        pixels, wrong = None, ""
+        pixels, found = None, ""
         try:
             pixels = read_image(path)
         except DataError as error:
             if not str(error).startswith(f"{path}: ") or "\n" in str(error):
-                wrong = f"says {str(error)!r}"
-        wrong = wrong or judged(case, pixels)
-        missed[case.verdict] += bool(wrong)
+                found = f"says {str(error)!r}"
+        found = found or judged(case, pixels)
+        missed[case.verdict] += bool(found)
         if case.verdict == "unseen" and pixels is not None:
             missed["unseen"] += not np.array_equal(pixels, case.pixels)
-        tally.add(case.name, wrong if case.verdict != "likely" else "")
+        tally.add(case.name, found if case.verdict != "likely" else "")
     return missed
 
 
@@ -72,8 +72,8 @@ def check_likely(missed: Counter[str], some: dict[Path, Case], tally: Tally) -> 
     """Most damaged JPEGs must be found."""
     count = sum(case.verdict == "likely" for case in some.values())
     share = missed["likely"] / max(count, 1)
-    wrong = f"{share:.1%} of {count} damaged JPEGs are read" if share > LIKELY_MISSED else ""
-    tally.add("damaged JPEGs", wrong)
+    found = f"{share:.1%} of {count} damaged JPEGs are read" if share > LIKELY_MISSED else ""
+    tally.add("damaged JPEGs", found)
     unseen = sum(case.verdict == "unseen" for case in some.values())
     print(
         f"JPEG: missed {missed['likely']} of {count}; not to be seen: read wrong {missed['unseen']} of {unseen}"
@@ -143,7 +143,7 @@ def test_no_command_passes_a_malformed_image_on(
     tmp_path: Path, miudiff: CommandLine, tiny_folder: Path, tally: Tally
 ):
     made = [case for case in cases(np.random.default_rng(tally.seed), 1) if case.verdict != "unseen"]
-    chosen = np.random.default_rng(tally.seed).permutation(len(made))[:16]
+    chosen = np.random.default_rng(tally.seed).permutation(len(made))[:12]
     some = write(tmp_path / "images", [made[i] for i in chosen])
     through_commands(tmp_path, some, miudiff, tiny_folder, tally)
     tally.check()
@@ -157,6 +157,15 @@ def test_no_command_passes_any_malformed_image_on(
     miudiff.seconds = 600
     some = write(tmp_path / "images", cases(np.random.default_rng(tally.seed), 1))
     through_commands(tmp_path, some, miudiff, tiny_folder, tally)
+    tally.check()
+
+
+def test_no_attack_breaks_info_or_the_check(tmp_path: Path, miudiff: CommandLine, tally: Tally):
+    some = write(tmp_path / "images", list(wrong(np.random.default_rng(tally.seed))))
+    for path, case in some.items():
+        ended = miudiff("info", path)
+        tally.add(f"info {case.name}", ended.wrong(most_memory=700))
+    _add(tally, "data check", miudiff("data", "check", tmp_path / "images"))
     tally.check()
 
 
