@@ -84,6 +84,10 @@ RARITIES: dict[str, Make] = {
         encode(image, "JPEG"), APP + b"\xff\xff\xff\xfe\0\x04hi"
     ),
     "rotated.jpg": lambda image, rng: _rotated(image),
+    "bad exif.jpg": lambda image, rng: encode(
+        image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + rng.bytes(300)
+    ),
+    "short exif.jpg": lambda image, rng: encode(image, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0"),
     "rgb.jpg": lambda image, rng: encode(image, "JPEG", keep_rgb=True),
     "optimized.jpg": lambda image, rng: encode(image, "JPEG", optimize=True, quality=100, subsampling=1),
     "progressive with restarts.jpg": lambda image, rng: encode(

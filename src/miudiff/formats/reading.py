@@ -15,8 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from miudiff.errors import DataError
 from miudiff.formats import bmp, jpeg, one_line, png, tiff, webp
 
-# Pillow warns on stderr of images that it opens all the same; what is too large is refused here, in one line.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns on stderr of what is here read or refused, in one line: large images, metadata that nobody needs.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Pixels = NDArray[np.uint8]
 
