@@ -249,5 +249,7 @@ def _notes(
     if source is None:
         notes.append("No measure against the H&E: give --source.")
     if ignored:
-        notes.append(f"Not images by their endings, or not regular files, and left alone: {', '.join(ignored)}.")
+        notes.append(
+            f"Not images by their endings, or not regular files, and left alone: {', '.join(ignored)}."
+        )
     return tuple(notes)

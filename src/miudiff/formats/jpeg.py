@@ -23,6 +23,7 @@ SHORT = 8192  # bytes
 EMPTY = 128  # the grey of a block for which there were no data
 IN_SCAN = re.compile(rb"\xff[^\x00\xff]")  # a marker
 END = b"\xff\xd9"
+AT_ONCE = 50_000_000  # pixels
 RESTARTS = b"\xff\xdd\0\4"  # states how far apart they are
 RUN = bytes(24)  # so many zeros are doubtful
 SPILT = (
@@ -108,7 +109,9 @@ def _damage(data: bytes, thorough: bool) -> str:
     if _holds_data(added, header):
         return "its JPEG data are damaged"
     doubtful |= bool((last == EMPTY).all())
-    asked = imagecodecs.JPEGXL.available and data.count(RESTARTS) < 2  # it knows one distance of restarts
+    # The transcoder knows one distance of restarts, and takes some 20 bytes for each pixel.
+    asked = imagecodecs.JPEGXL.available and data.count(RESTARTS) < 2
+    asked &= header.width * header.height <= AT_ONCE
     if asked and (thorough or doubtful or not header.simple):
         try:
             imagecodecs.jpegxl_encode_jpeg(data)

@@ -164,7 +164,8 @@ def grid(page: Any) -> Grid:
         )
     if found.compression == NONE:
         for index in {0, expected // planes - 1}:  # tiles have one size but for the last strip
-            _check_length(found, index, int(found.lengths[index]))
+            if found.lengths[index]:  # none: no data, which is told where they are read
+                _check_length(found, index, int(found.lengths[index]))
     return found
 
 
