@@ -322,11 +322,11 @@ def test_a_tiff_tile_without_a_place_or_a_length_is_refused(tmp_path, compressio
     assert "some of its tiles have no data" in refusal(path)
 
 
-@pytest.mark.parametrize("compression", [None, "zlib", "jpeg"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "jpeg"])
 @pytest.mark.parametrize(
     ("tag", "value"),
     [
-        ("ImageWidth", 1), ("ImageWidth", 65535), ("ImageLength", 65535), ("ImageLength", 40), ("TileWidth", 16),
+        ("TileLength", 60), ("ImageWidth", 1), ("ImageWidth", 65535), ("ImageLength", 65535), ("ImageLength", 40), ("TileWidth", 16),
         ("TileLength", 1 << 15), ("TileLength", 0), ("PlanarConfiguration", 2), ("SamplesPerPixel", 4),
     ],
 )  # fmt: skip

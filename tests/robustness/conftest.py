@@ -30,8 +30,9 @@ def miudiff() -> Iterator[CommandLine]:
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory):
     """A model folder of random weights that stains in a moment."""
-    from miudiff.methods.model import save_model
     from tiny import tiny_model
+
+    from miudiff.methods.model import save_model
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     save_model(folder, tiny_model(tile=64))

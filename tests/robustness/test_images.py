@@ -21,7 +21,15 @@ from miudiff.images import read_image, read_scale, stem
 from miudiff.slides.reader import open_slide
 
 CHANGES = ("reverse.start=4", "reverse.steps=2", "refinement.loss=none")
-QUICK = ("--preset", "tuned", "--device", "cpu", *(word for change in CHANGES for word in ("--set", change)))
+QUICK = (
+    "--mpp",
+    "1",
+    "--preset",
+    "tuned",
+    "--device",
+    "cpu",
+    *(word for change in CHANGES for word in ("--set", change)),
+)
 NAMES = ("fifo.png", "fifo.tif", "fifo.svs", "socket.jpg", "device.png")
 SMALLEST = 64  # pixels a side, which every command takes
 LIKELY_MISSED = 0.05  # of damaged JPEGs: whose blocks end where they should by chance
@@ -117,7 +125,7 @@ def through_commands(
     real.mkdir()
     for path in some:
         Image.new("RGB", (96, 96)).save(real / f"{path.name.removesuffix('.tif').removesuffix('.ome')}.png")
-    _add(tally, "evaluate", miudiff("evaluate", images, real))
+    _add(tally, "evaluate", miudiff("evaluate", images, real, "--out", folder / "scores"))
     out = folder / "out"
     translated = miudiff("translate", images, out, "--model", model, *QUICK)
     _add(tally, "translate", translated)
@@ -204,7 +212,7 @@ def test_fifos_sockets_and_devices_keep_no_command(
         named = all(name in translated.out for name in NAMES)
         tally.add("translate", translated.wrong() or ("" if named else translated.out))
         assert (tmp_path / "out" / "a.png").exists()
-        _add(tally, "evaluate", miudiff("evaluate", folder, folder))
+        _add(tally, "evaluate", miudiff("evaluate", folder, folder, "--out", tmp_path / "scores"))
     tally.check()
 
 

@@ -265,7 +265,10 @@ def _lossless(key: Any, grid: Grid, data: bytes | bytearray, index: int) -> Pixe
 def _check_length(grid: Grid, index: int, length: int) -> int:
     """The rows of a tile of so many bytes. Raises `Unreadable` if they are no whole tile."""
     row, rows = grid.tile_width * grid.samples, grid.tile_height if grid.tiled else grid.seen(index)[1]
-    if 0 <= length - rows * row < grid.samples:  # some writers fill up to an even length
+    more = (
+        grid.samples if grid.compression == NONE else 1
+    )  # some writers fill raw samples up to an even length
+    if 0 <= length - rows * row < more:
         return rows
     raise Unreadable(
         f"its tile {index} holds {length:,} bytes of pixels, expected {rows * row:,} by the tags"
