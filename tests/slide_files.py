@@ -133,3 +133,12 @@ def spoil(path: Path, index: int, how: str) -> None:
         }[how]
         file.seek(offset + length // 3)
         file.write(content)
+
+
+def edit_tag(path: Path, name: str, value: Any, index: int | None = None) -> None:
+    """Give a tag of the first page another value, or another one in one place of its values."""
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tag = tiff.pages[0].tags[name]
+        if index is not None:
+            value = (*tag.value[:index], value, *tag.value[index + 1 :])
+        tag.overwrite(value)

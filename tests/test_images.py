@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from miudiff.errors import DataError
 from miudiff.images import (
     atomic,
     gradient_map,
+    irregular,
     list_images,
     luma,
     read_image,
@@ -28,6 +31,7 @@ from miudiff.images import (
     write_bytes,
     write_image,
 )
+from slide_files import edit_tag, tissue
 
 
 @pytest.fixture
@@ -243,6 +247,214 @@ def test_what_is_no_image_is_refused_by_what_it_is(tmp_path):
         assert message in refusal(tmp_path / name)
 
 
+# Damage that decoders paint over
+
+
+def with_size(content: bytes, height: int, width: int) -> bytes:
+    """A JPEG whose header states another size."""
+    at = next(i for i in range(len(content)) if content[i : i + 2] in (b"\xff\xc0", b"\xff\xc2")) + 5
+    return content[:at] + struct.pack(">HH", height, width) + content[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"progressive": True}, {"restart_marker_blocks": 4}], ids=str
+)
+def test_a_jpeg_is_read_whole_and_refused_with_another_size_or_an_early_end(tmp_path, options):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(tissue(160, 160)).save(path, quality=90, **options)
+    content = path.read_bytes()
+    np.testing.assert_array_equal(read_image(path), np.asarray(Image.open(path)))
+    middle = len(content) * 3 // 5
+    spoilt = [with_size(content, *size) for size in [(400, 160), (80, 160), (160, 300), (160, 96)]]
+    spoilt += [content[:middle] + b"\xff\xd9", content[:middle] + b"\xff\xd9" + content[middle + 2 :]]
+    spoilt += [content[:middle] + content[middle + 300 :]]
+    for number, data in enumerate(spoilt):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+        assert "damaged" in refusal(tmp_path / f"{number}.jpg")
+
+
+def test_a_png_with_valid_check_sums_and_half_its_rows_is_refused(tmp_path, pixels):
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    (tmp_path / "whole.png").write_bytes(png(2, 8, 64, 48, rows))
+    (tmp_path / "half.png").write_bytes(png(2, 8, 64, 48, rows[: len(rows) // 2]))
+    (tmp_path / "twice.png").write_bytes(png(2, 8, 64, 48, rows + rows))
+    np.testing.assert_array_equal(read_image(tmp_path / "whole.png"), pixels)
+    assert "give less than the" in refusal(tmp_path / "half.png")
+    assert "give more than the" in refusal(tmp_path / "twice.png")
+
+
+def test_a_bmp_whose_size_does_not_fit_its_bytes_is_refused(tmp_path, pixels):
+    path = tmp_path / "a.bmp"
+    write_image(path, pixels)
+    content = path.read_bytes()
+    for height in (20, 47, 49):
+        path.write_bytes(content[:22] + struct.pack("<i", height) + content[26:])
+        assert f"do not fit 64 x {height} pixels" in refusal(path)
+
+
+@pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True}], ids=str)
+def test_a_webp_that_lost_bytes_is_refused(tmp_path, options):
+    path = tmp_path / "a.webp"
+    Image.fromarray(tissue(200, 160)).save(path, **options)
+    np.testing.assert_array_equal(read_image(path), np.asarray(Image.open(path)))
+    content = path.read_bytes()
+    middle = len(content) // 2
+    for data in (content[:middle], content[:middle] + content[middle + 300 :]):
+        path.write_bytes(data)
+        assert "damaged" in refusal(path)
+
+
+def test_a_lossy_webp_with_a_hole_is_refused(tmp_path):
+    path = tmp_path / "a.webp"
+    Image.fromarray(tissue(200, 160)).save(path, quality=90)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(512) + content[middle + 512 :])
+    assert "its WebP data are damaged" in refusal(path)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "jpeg", "jpeg2000", "webp", None])
+@pytest.mark.parametrize("what", ["TileOffsets", "TileByteCounts"])
+def test_a_tiff_tile_without_a_place_or_a_length_is_refused(tmp_path, compression, what):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, tissue(160, 160), photometric="rgb", tile=(64, 64), compression=compression)
+    edit_tag(path, what, 0, index=5)
+    assert "some of its tiles have no data" in refusal(path)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "jpeg"])
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("TileLength", 60), ("ImageWidth", 1), ("ImageWidth", 65535), ("ImageLength", 65535), ("ImageLength", 40), ("TileWidth", 16),
+        ("TileLength", 1 << 15), ("TileLength", 0), ("PlanarConfiguration", 2), ("SamplesPerPixel", 4),
+    ],
+)  # fmt: skip
+def test_a_tiff_whose_tags_do_not_agree_is_refused(tmp_path, compression, tag, value):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, tissue(160, 160), photometric="rgb", tile=(64, 64), compression=compression)
+    edit_tag(path, tag, value)
+    assert "TIFF" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"), [("RowsPerStrip", 8), ("RowsPerStrip", 0), ("ImageLength", 90), ("ImageWidth", 47)]
+)
+@pytest.mark.parametrize("compression", [None, "zlib", "jpeg"])
+def test_a_tiff_of_strips_whose_tags_do_not_agree_is_refused(tmp_path, compression, tag, value):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, tissue(128, 96), photometric="rgb", rowsperstrip=32, compression=compression)
+    edit_tag(path, tag, value)
+    assert "TIFF" in refusal(path)
+
+
+def test_one_number_of_bits_for_three_colours_is_refused(tmp_path, pixels):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb")
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages[0].tags["BitsPerSample"].offset
+    content[at + 4 : at + 8] = struct.pack("<I", 1)
+    path.write_bytes(content)
+    assert "TIFF" in refusal(path) or "bits" in refusal(path)
+
+
+def test_a_deflated_tile_of_more_bytes_than_its_size_is_refused(tmp_path, pixels):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib", rowsperstrip=48)
+    with tifffile.TiffFile(path) as tiff:
+        counts = tiff.pages[0].tags["StripByteCounts"]
+        place = tiff.pages[0].dataoffsets[0]
+    more = zlib.compress(bytes(1 << 26))
+    path.write_bytes(path.read_bytes()[:place] + more)
+    edit_tag(path, counts.name, len(more))
+    assert "expected 9,216 by the tags" in refusal(path) or "damaged" in refusal(path)
+
+
+def test_two_images_of_two_sizes_in_a_tiff_are_refused_and_a_thumbnail_is_not(tmp_path, pixels):
+    for name, options in (("two.tif", {}), ("thumbnail.tif", {"subfiletype": 1})):
+        with tifffile.TiffWriter(tmp_path / name) as writer:
+            writer.write(pixels, photometric="rgb", metadata=None)
+            writer.write(pixels[:20, :30].copy(), photometric="rgb", metadata=None, **options)
+    assert "holds 2 images, expected one" in refusal(tmp_path / "two.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "thumbnail.tif"), pixels)
+
+
+def test_formats_that_the_documentation_does_not_name_are_refused(tmp_path, pixels):
+    for kind in ("GIF", "PPM", "TGA", "JPEG2000", "EPS"):
+        Image.fromarray(pixels).save(tmp_path / "a.png", kind)
+        assert "expected PNG, JPEG, BMP, WebP or TIFF" in refusal(tmp_path / "a.png")
+
+
+def most_memory(work: Callable[[], object]) -> int:
+    """MiB by which this process grows at most."""
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) // 1024
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+    except OSError:
+        pytest.skip("the system does not tell the memory of a process")
+    work()
+    return peak() - before
+
+
+def test_what_a_file_claims_takes_no_memory(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(with_size(content, 12_000, 12_000))
+    (tmp_path / "a.png").write_bytes(png(2, 8, 12_000, 12_000, bytes(30_000)))
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="zlib", tile=(64, 64))
+    for tag in ("ImageWidth", "ImageLength", "TileWidth", "TileLength"):
+        edit_tag(tmp_path / "a.tif", tag, 12_000)
+    for name in ("a.jpg", "a.png", "a.tif"):
+        assert most_memory(lambda name=name: refusal(tmp_path / name)) < 200
+
+
+def test_ome_metadata_of_many_planes_take_no_time(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="rgb", metadata={"axes": "YXS"})
+    content = (tmp_path / "a.ome.tif").read_bytes()
+    xml = content[content.index(b"<?xml") : content.index(b"</OME>") + 6]
+    for size in (b'SizeT="1"', b'SizeZ="1"'):
+        assert size in xml
+    many = xml.replace(b'SizeT="1"', b'SizeT="99999999"')
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", description=many, metadata=None)
+    assert "state 99,999,999 planes" in refusal(tmp_path / "a.tif") or "299,999,997" in refusal(
+        tmp_path / "a.tif"
+    )
+    assert read_scale(tmp_path / "a.tif") is None
+
+
+def test_a_file_is_looked_at_for_damage_once_and_again_when_it_changes(tmp_path, pixels, monkeypatch):
+    from miudiff.formats import reading
+
+    looked = []
+    monkeypatch.setitem(reading.DAMAGE, "PNG", lambda content: looked.append(len(content)) or "")
+    path = tmp_path / "a.png"
+    write_image(path, pixels)
+    for _ in range(3):
+        np.testing.assert_array_equal(read_image(path), pixels)
+    assert len(looked) == 1
+    write_image(path, 255 - pixels)
+    np.testing.assert_array_equal(read_image(path), 255 - pixels)
+    assert len(looked) == 2
+
+
+def test_what_is_no_regular_file_is_refused_and_left_out(tmp_path, pixels):
+    write_image(tmp_path / "a.png", pixels)
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.tif").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / ".d.png")
+    for name in ("b.png", "c.tif"):
+        assert "is not a regular file" in refusal(tmp_path / name)
+        assert read_scale(tmp_path / name) is None
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+    assert [path.name for path in irregular(tmp_path)] == ["b.png", "c.tif"]
+
+
 # Scale
 
 
@@ -263,6 +475,24 @@ def test_a_tiff_resolution_in_centimetres_is_a_scale_and_one_in_inches_is_none(t
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb", **options)
     scales = [read_scale(tmp_path / f"{name}.tif") for name in ("cm", "print", "inch")]
     assert scales == [pytest.approx(0.5), None, None]
+
+
+@pytest.mark.parametrize("size", ["1e999", "nan", "-1", "0", "1e-300", "0.009", "20.1", "word"])
+def test_a_size_that_no_microscope_has_is_no_scale(tmp_path, pixels, size):
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.123456789, "PhysicalSizeY": 0.123456789}
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="rgb", metadata=metadata)
+    content = (tmp_path / "a.ome.tif").read_bytes()
+    assert content.count(b"0.123456789") == 2
+    written = size.rjust(11, "0") if size[0].isdigit() else size.ljust(11)
+    (tmp_path / "a.ome.tif").write_bytes(content.replace(b"0.123456789", written.encode()))
+    assert read_scale(tmp_path / "a.ome.tif") is None
+
+
+def test_pixels_that_are_not_square_have_no_scale(tmp_path, pixels):
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 5.0}
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="rgb", metadata=metadata)
+    with pytest.raises(DataError, match="expected square pixels"):
+        read_scale(tmp_path / "a.ome.tif")
 
 
 def test_dots_per_inch_and_damaged_headers_state_no_scale(tmp_path, pixels):

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent / "src" / "miudiff"
 GROUND = {
     "errors",
     "config",
+    "formats",
     "images",
     "naming",
     "stains",

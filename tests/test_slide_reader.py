@@ -13,20 +13,24 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from miudiff.errors import SlideError
+from miudiff.formats import Unreadable
+from miudiff.formats.jpeg import damage
+from miudiff.images import read_scale
 from miudiff.slides import scaled
-from miudiff.slides.jpeg import damage
 from miudiff.slides.reader import (
     RegionError,
     check_brightfield,
+    is_slide,
     open_slide,
     read_marked,
     read_scaled,
     read_scaled_marked,
 )
-from slide_files import pyramid, spoil, tile_place, tissue, write_ome, write_svs
+from miudiff.slides.tiff_tiles import level_grids
+from slide_files import edit_tag, pyramid, spoil, tile_place, tissue, write_ome, write_svs
 
 MICRONS = {
     "PhysicalSizeX": 0.25,
@@ -188,7 +192,7 @@ def test_a_region_outside_the_level_is_a_programmers_mistake(slide, region):
         ({"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.251}, 0.2505),
         ({"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel", "PhysicalSizeY": 1.0}, None),
         ({"PhysicalSizeX": 352.0, "PhysicalSizeY": 352.0}, None),
-        ({"PhysicalSizeX": 0.25}, None),
+        ({"PhysicalSizeX": 0.25}, 0.25),
         ({}, None),
     ],
     ids=["units", "almost square", "no unit of length", "no optical scale", "one axis", "none"],
@@ -290,7 +294,7 @@ def test_real_files_that_are_no_brightfield_slides_are_refused(shared, name, wor
 def test_real_slides_and_images_are_accepted(shared):
     data = shared / "data"
     files = [
-        *data.glob("he/*"),
+        *(path for path in data.glob("he/**/*") if path.is_file()),
         *data.glob("ihc/os2_*"),
         *data.glob("pairs/*/*.jpg"),
         data / "wsi" / "CMU-1-Small-Region.svs",
@@ -337,6 +341,66 @@ def test_brightfield_with_black_unscanned_parts_is_accepted(tmp_path):
     Image.fromarray(picture).save(tmp_path / "a.png")
     with open_slide(tmp_path / "a.png") as slide:
         check_brightfield(slide)
+
+
+# --- tags and files that lie ---
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("ImageWidth", 5000), ("ImageLength", 90), ("TileWidth", 16), ("PlanarConfiguration", 2)],
+)
+def test_a_tiff_whose_tags_do_not_agree_is_no_slide(tmp_path, tag, value):
+    path = write_ome(tmp_path / "a.ome.tif", [tissue(300, 400)], tile=64)
+    edit_tag(path, tag, value)
+    with pytest.raises(SlideError, match="its tags state"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("ImageWidth", 1),
+        ("ImageLength", 9000),
+        ("TileWidth", 16),
+        ("Compression", 1),
+        ("PhotometricInterpretation", 3),
+    ],
+)
+def test_the_tags_of_an_aperio_slide_must_agree(tmp_path, picture, tag, value):
+    path = write_svs(tmp_path / "a.svs", [picture])
+    size = (picture.shape[1], picture.shape[0])
+    assert level_grids(path, [size, (7, 7)])[0].width == size[0]
+    assert level_grids(path, [size, (7, 7)])[1] is None
+    edit_tag(path, tag, value)
+    with pytest.raises(Unreadable):
+        level_grids(path, [size])
+
+
+def test_a_tiff_of_one_image_and_a_fifo_are_told_apart(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    os.mkfifo(tmp_path / "a.svs")
+    assert not is_slide(tmp_path / "a.tif")
+    for name in ("a.tif", "a.svs"):
+        with pytest.raises(SlideError, match="is not a regular file"):
+            open_slide(tmp_path / name)
+
+
+def test_a_png_with_a_bomb_in_its_text_is_read_or_refused_in_one_line(tmp_path):
+    path = tmp_path / "a.png"
+    about = PngImagePlugin.PngInfo()
+    about.add_text("comment", "\0" * (80 << 20), zip=True)
+    Image.fromarray(tissue(64, 64)).save(path, pnginfo=about)
+    with pytest.raises(SlideError, match="damaged or cut off") as error:
+        open_slide(path)
+    assert message(error).startswith(str(path))
+
+
+def test_images_and_slides_state_one_scale(tmp_path):
+    for size in (0.25, 0.009, 21.0, 1e300):
+        path = write_ome(tmp_path / "a.ome.tif", [tissue(64, 64)], PhysicalSizeX=size, PhysicalSizeY=size)
+        with open_slide(path) as slide:
+            assert slide.mpp == read_scale(path) == (size if size == 0.25 else None)
 
 
 # --- damage ---

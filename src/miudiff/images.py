@@ -1,8 +1,8 @@
 """Pixels in and out, and the few pure maps of an image that every method shares.
 
 Outside the networks an image is uint8 [H, W, 3]; inside it is float32 [B, 3, H, W] in [-1, 1]. `to_tensor` and `to_uint8` are the
-only crossings. Reading is strict: what a file holds decides, not its ending, and what cannot be read right is refused in one
-line; nothing is ever painted over.
+only crossings. Reading is strict: what a file holds decides, not its ending, and what cannot be read right
+is refused in one line; nothing is ever painted over. What a format shows of damage is known to `formats`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import glob
 import hashlib
 import io
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from miudiff.errors import DataError
+from miudiff.formats.reading import MAX_BYTES, TIFF, read_plain, read_tiff
+from miudiff.formats.reading import MAX_PIXELS as MAX_PIXELS
+from miudiff.formats.scale import stated
 
 Pixels = NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".dcm")
 OME = (".ome.tif", ".ome.tiff")
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a TIFF or BigTIFF begins with
-MAX_PIXELS = 150_000_000  # 12,000 x 12,000: beyond it a file is a slide, not a tile
-OTHER_COLOURS = ("CMYK", "LAB", "HSV", "YCbCr", "CIELAB", "ICCLAB", "ITULAB")  # Pillow's and tifffile's names
+REMEMBERED = 100_000  # files
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
 
 
@@ -45,137 +45,95 @@ def read_image(path: str | Path) -> Pixels:
         DataError: Not there, not an image, damaged, or not 8-bit colour; one line says which and what to do.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, expected an image file")
+    check_regular(path, "an image file")
     try:
+        status = path.stat()
+        length, stamp = status.st_size, (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
         with path.open("rb") as file:
             head = file.read(32)
+            if path.suffix.lower() in SLIDE_SUFFIXES and head:
+                raise DataError(
+                    f"{path}: is a whole-slide format, expected a tile; export the region as PNG or TIFF first"
+                )
+            content = head if head[:4] in TIFF or length > MAX_BYTES else head + file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise DataError(f"{path}: the file is empty, expected an image; copy it again")
-    if path.suffix.lower() in SLIDE_SUFFIXES:
+    if head[:4] not in TIFF and length > MAX_BYTES:
+        raise DataError(f"{path}: {length:,} bytes, expected a tile of at most {MAX_BYTES:,}; cut it first")
+    check = stamp not in _found_whole
+    pixels = read_tiff(path, check) if head[:4] in TIFF else read_plain(path, content, check)
+    if len(_found_whole) >= REMEMBERED:
+        _found_whole.clear()
+    _found_whole.add(stamp)
+    return pixels
+
+
+# Files that were looked at for damage, which costs more than reading them: training reads each again and again.
+_found_whole: set[tuple[str, int, int, int]] = set()
+
+
+def check_regular(path: Path, expected: str) -> None:
+    """Raise DataError unless `path` is a regular file: a FIFO, a socket or a device may keep who reads it for ever.
+
+    What cannot be looked at is left to who opens it.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected {expected}")
+    if path.exists() and not path.is_file():
         raise DataError(
-            f"{path}: is a whole-slide format, expected a tile; export the region as PNG or TIFF first"
+            f"{path}: is not a regular file but a FIFO, a socket or a device, expected {expected}"
         )
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":  # Pillow drops the lower byte in silence
-        raise _too_deep(path, 16)
-    return _read_tiff(path) if head[:4] in TIFF else _read_pillow(path)
 
 
-def _read_pillow(path: Path) -> Pixels:
-    try:
-        with Image.open(path) as image:
-            image.verify()  # the check sums of a PNG, which decoding passes over
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {image.width} x {image.height} pixels, expected a tile of at most {MAX_PIXELS:,}; cut it first"
-                )
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise DataError(f"{path}: holds {frames} frames, expected one image")
-            image.load()
-            mode = image.mode
-            if mode == "P" or (mode == "RGB" and "transparency" in image.info):
-                mode = "RGBA" if "transparency" in image.info else "RGB"
-            return _colour(path, np.asarray(image if mode == image.mode else image.convert(mode)), mode)
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{path}: is not an image (its content is no known format), expected PNG, JPEG or TIFF"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too many pixels for a tile; cut it first") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: damaged or cut off ({_one_line(error)}); copy it again") from error
-
-
-def _read_tiff(path: Path) -> Pixels:
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            if series.size > 3 * MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {series.shape} samples is a slide, expected a tile of at most {MAX_PIXELS:,} pixels; cut it first"
-                )
-            page = series.pages[0]
-            photometric = getattr(getattr(page, "photometric", None), "name", "?")
-            # tifffile hands on palette indices and raw YCbCr as they are; Pillow resolves or refuses them.
-            if photometric == "PALETTE" or (photometric == "YCBCR" and page.compression.name == "NONE"):
-                return _read_pillow(path)
-            length = path.stat().st_size
-            # A decoder may paint what is missing of a tile grey or black instead of failing.
-            if any(not n or at + n > length for at, n in zip(page.dataoffsets, page.databytecounts)):
-                raise DataError(f"{path}: damaged or cut off (some of its tiles have no data); copy it again")
-            array = series.asarray()
-            axes = series.axes
-    except DataError:
-        raise
-    except Exception as error:  # tifffile and its codecs raise many kinds
-        raise DataError(f"{path}: damaged or unreadable TIFF ({_one_line(error)})") from error
-    keep = tuple(i for i, n in enumerate(array.shape) if n != 1 or axes[i] in "YXS")
-    array, axes = array.reshape([array.shape[i] for i in keep]), "".join(axes[i] for i in keep)
-    if axes[:-2] in ("S", "C", "I") and array.shape[0] in (3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if photometric == "MINISWHITE" or array.ndim > 3:
-        raise DataError(f"{path}: TIFF with axes {axes} and {photometric} pixels, expected one RGB image")
-    return _colour(path, array, photometric)
-
-
-def _colour(path: Path, array: NDArray[np.generic], mode: str) -> Pixels:
-    if array.dtype != np.uint8:
-        bits = array.dtype.itemsize * 8 if array.dtype != np.bool_ else 1
-        raise _too_deep(path, bits)
-    if array.ndim == 2 or array.shape[-1] == 1 or mode == "LA":
-        raise DataError(f"{path}: a grey image ({mode}), expected RGB colour of a stained section")
-    if array.shape[-1] == 4 and mode in ("RGBA", "RGB", "P", "YCBCR"):
-        if (array[..., 3] != 255).any():
-            share = (array[..., 3] != 255).mean()
-            raise DataError(
-                f"{path}: {share:.2%} of its pixels are transparent, which says nothing of the tissue there; flatten or cut it first"
-            )
-        array = array[..., :3]
-    if array.ndim != 3 or array.shape[-1] != 3 or mode in OTHER_COLOURS:
-        raise DataError(f"{path}: {mode} with shape {array.shape}, expected RGB")
-    return np.ascontiguousarray(array, dtype=np.uint8)
-
-
-def _too_deep(path: Path, bits: int) -> DataError:
-    why = "its white level is not stated, so convert it first"
-    return DataError(f"{path}: {bits} bits a channel, expected 8; {why}")
+def irregular(folder: Path) -> list[Path]:
+    """What in a folder is named like an image or a slide and is neither a file nor a folder, sorted; hidden ones are left out."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES + SLIDE_SUFFIXES and not p.name.startswith(".")
+        if not p.is_file() and not p.is_dir()
+    )
 
 
 def read_scale(path: str | Path) -> float | None:
-    """Micrometres per pixel where the file states it (OME PhysicalSizeX, or a TIFF resolution in cm), else None.
+    """Micrometres per pixel where the file states them (OME PhysicalSizeX, or a TIFF resolution in cm), else None.
 
     The dots per inch of PNG and JPEG files are not a physical scale and are not read.
-    """
-    import tifffile
 
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
+    Raises:
+        DataError: The pixels are not square.
+    """
+    return scale_and_source(Path(path))[0]
+
+
+def scale_and_source(path: Path) -> tuple[float | None, str]:
+    """`read_scale`, and what in the file states it, "" if nothing does."""
+    from miudiff.formats import tiff
+
     try:
-        with tifffile.TiffFile(path) as tiff:
-            if tiff.ome_metadata:
-                size = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', tiff.ome_metadata)
-                unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', tiff.ome_metadata)
-                factor = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3}.get(
-                    unit[1] if unit else "µm"
-                )
-                if size and factor and float(size[1]) > 0:
-                    return float(size[1]) * factor
-            tags = tiff.pages[0].tags
-            if "XResolution" in tags and "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3:
-                numerator, denominator = tags["XResolution"].value
-                scale = 1e4 * denominator / numerator if numerator else 0.0
-                return (
-                    scale if 0.01 < scale < 20 else None
-                )  # coarser is a printing resolution, not an optical one
+        check_regular(path, "an image file")
+        with path.open("rb") as file:
+            if file.read(4) not in TIFF:
+                return None, ""
+        with tiff.open_tiff(path) as opened:
+            found = stated(opened, opened.series[0].pages[0])
     except Exception:  # an unreadable header states no scale; reading the pixels will say what is wrong
-        return None
-    return None
+        return None, ""
+    if found is None:
+        return None, ""
+    across, down, source = found
+    if not same_scale(across, down):
+        raise DataError(f"{path}: {not_square(across, down, source)}")
+    return (across + down) / 2, source
+
+
+def not_square(across: float, down: float, source: str) -> str:
+    """What is wrong with pixels of two scales."""
+    return (
+        f"{across:.4g} um/px across and {down:.4g} down ({source}), expected square pixels; resample it first"
+    )
 
 
 def same_scale(found: float, expected: float, share: float = 0.02) -> bool:
@@ -377,7 +335,3 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
     shrinks = height * width < pixels.shape[0] * pixels.shape[1]
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(pixels).resize((width, height), method))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

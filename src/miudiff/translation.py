@@ -26,6 +26,7 @@ from miudiff.checkpoints import append_json, read_json, write_json
 from miudiff.errors import BusyError, CheckpointError, DataError, MiudiffError
 from miudiff.images import (
     SUFFIXES,
+    irregular,
     list_images,
     read_comment,
     read_image,
@@ -186,6 +187,8 @@ def translate_files(
         BusyError: Another process is making some of the results with other settings.
     """
     pairs = plan(source, target)
+    for path in irregular(source) if source.is_dir() else ():
+        say(f"left out: {path} is not a regular file")
     folder = pairs[0][1].parent
     settings = _settings(stainer, mpp, seed)
     if not overwrite:

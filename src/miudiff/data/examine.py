@@ -14,7 +14,7 @@ from PIL import Image
 
 from miudiff.data.splits import digest
 from miudiff.errors import DataError
-from miudiff.images import LUMA, Pixels, read_image, read_scale
+from miudiff.images import LUMA, Pixels, check_regular, read_image, scale_and_source
 
 Level = Literal["error", "warning", "note"]
 
@@ -71,6 +71,10 @@ class FileFacts:
 def examine(path: Path) -> FileFacts:
     """What one file is and what is wrong with it; never raises."""
     try:
+        check_regular(path, "an image file")
+    except DataError as error:
+        return FileFacts(findings=(finding_of(path, error),))
+    try:
         # Hashing brings the file into the page cache: the disk reads it once.
         content_digest, head = digest(path), _head(path)
     except OSError as error:
@@ -84,10 +88,13 @@ def examine(path: Path) -> FileFacts:
     except Exception as error:  # a decoder's own failure: told like every other, and the check goes on
         wrong = Finding("error", path, f"cannot be decoded ({type(error).__name__}: {error})")
         return FileFacts(content_digest, content, mode, size, findings=(wrong,))
-    mpp, mpp_from = _stated_scale(path) if content == "TIFF" else (None, None)
+    try:
+        mpp, mpp_from = scale_and_source(path)
+    except DataError as error:
+        return FileFacts(content_digest, content, mode, size, findings=(finding_of(path, error),))
     height, width = pixels.shape[:2]
     looks = tuple(Finding(level, path, message) for level, message in _looks(pixels))
-    return FileFacts(content_digest, content, mode, (width, height), mpp, mpp_from, looks)
+    return FileFacts(content_digest, content, mode, (width, height), mpp, mpp_from or None, looks)
 
 
 def _looks(pixels: Pixels) -> list[tuple[Level, str]]:
@@ -130,16 +137,6 @@ def _header(path: Path, content: str, head: bytes) -> tuple[str | None, tuple[in
             return f"{image.mode}, {bits} bit", image.size
     except Exception:  # `read_image` says what is wrong with it
         return None, None
-
-
-def _stated_scale(path: Path) -> tuple[float | None, str | None]:
-    mpp = read_scale(path)
-    if mpp is None:
-        return None, None
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        return mpp, "OME PhysicalSizeX" if "PhysicalSizeX" in (tiff.ome_metadata or "") else "TIFF resolution"
 
 
 def finding_of(path: Path, error: DataError) -> Finding:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from miudiff.errors import DataError
 from miudiff.evaluation.fidelity import SMALLEST
-from miudiff.images import SUFFIXES, list_images, read_image
+from miudiff.images import SUFFIXES, irregular, list_images, read_image
 
 Kind = Literal["unmatched", "ambiguous", "unreadable", "size"]
 
@@ -64,6 +64,7 @@ def match(generated: Path, reference: Path, source: Path | None) -> Folders:
         for path in sorted(set(folder.iterdir()) - set(files[role]))
         if not path.is_dir() or path.suffix.lower() in SUFFIXES
     ]
+    ignored += [str(path) for folder in folders.values() for path in irregular(folder)]
     named = {role: _by_stem(paths) for role, paths in files.items()}
     cases, problems = [], []
     for stem in sorted(set().union(*named.values())):

@@ -9,13 +9,14 @@ import numpy as np
 
 from miudiff.errors import SlideError
 from miudiff.evaluation.cells import Mask
+from miudiff.formats.scale import is_optical
 from miudiff.slide_report.case import Case
 from miudiff.slide_report.plane import Block, Plane
 from miudiff.slides.marked import read_marked
 from miudiff.slides.overview import TissueMap, tissue_mask
 from miudiff.slides.regions import Polygon, Regions, read_regions
 from miudiff.slides.scaled import Read
-from miudiff.slides.slide import Slide, is_optical
+from miudiff.slides.slide import Slide
 
 GUESSED = 0.5  # µm per pixel, to find the glass of a slide whose scale nobody knows
 

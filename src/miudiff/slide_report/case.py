@@ -16,10 +16,11 @@ from typing import Any
 
 from miudiff.checkpoints import read_json
 from miudiff.errors import CheckpointError, SlideError
+from miudiff.formats.scale import COARSEST, FINEST, is_optical
 from miudiff.images import OME, beside, stem
 from miudiff.slides.reader import open_slide
 from miudiff.slides.result import find_regions, is_file, places, regions_named
-from miudiff.slides.slide import COARSEST, FINEST, Slide, is_optical
+from miudiff.slides.slide import Slide
 
 SAMPLE = re.compile(r"seed(\d+)\.ome\.tiff?")
 

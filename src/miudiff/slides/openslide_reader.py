@@ -12,20 +12,22 @@ pixels are seen to equal OpenSlide's; other makers' blocks are read with a margi
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import openslide
-import tifffile
 from PIL import Image
 
 from miudiff.errors import SlideError
 from miudiff.images import Pixels
 from miudiff.slides.slide import RegionError, Scale, Slide, Unreadable, isotropic, levels_of, one_line
 from miudiff.slides.tiff_reader import TiffSlide
-from miudiff.slides.tiff_tiles import JPEG, Grid, TileData, grid
+from miudiff.slides.tiff_tiles import Grid, TileData, level_grids
+
+log = logging.getLogger(__name__)
 
 # These keep no tile for a place that holds no picture; a hole in a file of any other maker is damage.
 SPARSE = ("mirax", "ventana", "leica", "hamamatsu", "dicom", "philips", "zeiss", "trestle", "sakura")
@@ -198,14 +200,19 @@ def _same_pixels(handle: openslide.OpenSlide, level: int, slide: TiffSlide, numb
 
 
 def _tiles(path: Path, sizes: Sequence[tuple[int, int]]) -> TileData:
-    """The tiles of each level that is a page of JPEG tiles."""
-    found: dict[tuple[int, int], Grid] = {}
-    # one check more, no condition to read: OpenSlide has opened the file
-    with contextlib.suppress(Exception), tifffile.TiffFile(path) as tiff:
-        for page in tiff.pages:
-            if page.is_tiled and page.compression == JPEG:
-                found.setdefault((page.imagewidth, page.imagelength), grid(page))
-    return TileData(path, [found.get(size) for size in sizes])
+    """The tiles of each level that is a page of tiles.
+
+    Raises:
+        SlideError: The tags of a page contradict each other: OpenSlide goes on over that.
+    """
+    grids: list[Grid | None] = [None] * len(sizes)
+    try:
+        grids = level_grids(path, sizes)
+    except Unreadable as error:
+        raise SlideError(f"{path}: damaged ({error}); copy the slide again") from error
+    except Exception:  # one check more, no condition to read: OpenSlide has opened the file
+        log.info("%s: its tiles cannot be listed, and are not checked before they are decoded", path)
+    return TileData(path, grids)
 
 
 def _scale(path: Path, properties: dict[str, str]) -> Scale:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
 from miudiff.errors import DataError, SlideError
-from miudiff.images import MAX_PIXELS, SLIDE_SUFFIXES, TIFF, Pixels, read_image
+from miudiff.formats.reading import TIFF
+from miudiff.images import SLIDE_SUFFIXES, Pixels, check_regular, read_image
 from miudiff.slides.brightfield import check_brightfield
 from miudiff.slides.marked import read_marked, read_scaled_marked
 from miudiff.slides.scaled import read_scaled
@@ -38,10 +37,11 @@ def open_slide(path: str | Path) -> Slide:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise SlideError(f"{path}: is a folder, expected a slide")
+        check_regular(path, "a slide")
         with path.open("rb") as file:
             head = file.read(4)
+    except DataError as error:
+        raise SlideError(str(error)) from error
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
@@ -67,12 +67,12 @@ def is_slide(path: Path) -> bool:
     """Whether a file is handled as a slide: a scanner's format, or a TIFF with a pyramid or of more than LARGE pixels."""
     if path.suffix.lower() in SLIDE_SUFFIXES:
         return True
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
         return False
-    import tifffile
+    from miudiff.formats.tiff import open_tiff
 
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with open_tiff(path) as tiff:
             series = tiff.series[0]
             return len(series.levels) > 1 or series.keyframe.imagewidth * series.keyframe.imagelength > LARGE
     except Exception:  # what is no TIFF is told by who reads it
@@ -83,19 +83,6 @@ class ImageSlide(Slide):
     """A plain image, held whole; it states no scale."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            with Image.open(path) as image:  # reads the header
-                if image.width * image.height > MAX_PIXELS:
-                    raise SlideError(
-                        f"{path}: {image.width} x {image.height} pixels, expected at most {MAX_PIXELS:,} in a plain image; "
-                        "convert it to a tiled TIFF"
-                    )
-        except Image.DecompressionBombError as error:
-            raise SlideError(
-                f"{path}: too many pixels for a plain image; convert it to a tiled TIFF"
-            ) from error
-        except OSError:
-            pass  # reading the pixels says what is wrong
         try:
             self._pixels = read_image(path)
         except DataError as error:

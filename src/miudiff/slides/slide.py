@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeGuard
+from typing import Self
 
 from miudiff.errors import SlideError
-from miudiff.images import Pixels, same_scale
+from miudiff.formats import Unreadable, one_line
+from miudiff.formats.scale import is_optical
+from miudiff.images import Pixels, not_square, same_scale
 
-FINEST, COARSEST = (
-    0.01,
-    20.0,
-)  # micrometres per pixel of an optical scan; beyond them a file states a printing resolution
+__all__ = ["Level", "RegionError", "Scale", "Slide", "Unreadable", "isotropic", "levels_of", "one_line"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,6 @@ class Scale:
 
 class RegionError(SlideError):
     """A region of a slide cannot be read; others may be."""
-
-
-class Unreadable(Exception):
-    """Why a region cannot be read; `Slide.read` adds which one and of which file."""
 
 
 class Slide(abc.ABC):
@@ -167,22 +162,10 @@ def isotropic(path: Path, across: float, down: float, source: str) -> Scale:
     if not (is_optical(across) and is_optical(down)):
         return Scale()
     if not same_scale(across, down):
-        raise SlideError(
-            f"{path}: {across:.4g} um/px across and {down:.4g} down ({source}), expected square pixels; resample it first"
-        )
+        raise SlideError(f"{path}: {not_square(across, down, source)}")
     return Scale((across + down) / 2, source)
-
-
-def is_optical(mpp: object) -> TypeGuard[int | float]:
-    """Whether a value is micrometres per pixel of an optical scan."""
-    return isinstance(mpp, int | float) and not isinstance(mpp, bool) and FINEST <= mpp <= COARSEST
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def one_line(error: BaseException) -> str:
-    """The words of an error, on one line and not too long."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

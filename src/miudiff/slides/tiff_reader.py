@@ -5,30 +5,22 @@ Tiles are read one by one, checked and decoded; the latest decoded ones are kept
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
 from miudiff.errors import SlideError
+from miudiff.formats.scale import stated
+from miudiff.formats.tiff import YCBCR_INSIDE, check_metadata, decode, grid, photometric
 from miudiff.images import MAX_PIXELS, Pixels
 from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of, one_line
-from miudiff.slides.tiff_tiles import TileData, grid
-
-# tifffile tells of damage in its log, which nobody may have set up; what matters of it becomes an error here
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+from miudiff.slides.tiff_tiles import TileData
 
 HELD = 64 * 2**20  # bytes of decoded tiles that are kept
-MICROMETRES = {
-    "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "in": 25400.0,
-}  # fmt: skip
-APERIO_YCBCR = 33003  # JPEG 2000 of YCbCr, whatever the photometric tag says
-JPEG = (6, 7, 34892, 33007)  # compression tags that need the tables of the page
 
 
 class TiffSlide(Slide):
@@ -42,6 +34,7 @@ class TiffSlide(Slide):
                 f"{path}: damaged or unreadable TIFF ({one_line(error)}); copy it again"
             ) from error
         try:
+            check_metadata(tiff)
             series = _largest(path, tiff)
             pages = [level.pages[0] for level in series.levels if _colour(level)]
             for page in pages:
@@ -108,24 +101,9 @@ class TiffSlide(Slide):
         return tile
 
     def _decode(self, level: int, index: int) -> Pixels:
-        page = self._pages[level]
-        data = self._tiles.read(level, index)
-        options = {"jpegtables": page.jpegtables} if page.keyframe.compression in JPEG else {}
-        try:
-            array: Any = page.keyframe.decode(data, index, **options)[0]
-        except Exception as error:  # the codecs raise many kinds
-            raise Unreadable(f"its tile {index} is damaged: {one_line(error)}") from error
-        tile = np.ascontiguousarray(array[0])
-        return rgb_from_ycbcr(tile) if page.keyframe.compression == APERIO_YCBCR else tile
-
-
-def rgb_from_ycbcr(pixels: Pixels) -> Pixels:
-    """RGB of full-range YCbCr (ITU-R BT.601), uint8 [H, W, 3], rounded as OpenSlide rounds."""
-    luma, blue, red = (pixels[..., i].astype(np.float64) for i in range(3))
-    blue, red = blue - 128, red - 128
-    parts = 1.402 * red, -0.34414 * blue - 0.71414 * red, 1.772 * blue
-    rgb = np.stack([luma + np.floor(part + 0.5) for part in parts], axis=-1)
-    return rgb.clip(0, 255).astype(np.uint8)
+        found = self._tiles.grids[level]
+        assert found is not None
+        return decode(self._pages[level], found, self._tiles.read(level, index), index)
 
 
 def _largest(path: Path, tiff: Any) -> Any:
@@ -135,7 +113,7 @@ def _largest(path: Path, tiff: Any) -> Any:
     series = max(tiff.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
     key = series.keyframe
     axes = "".join(a for a, n in zip(series.axes, series.shape) if n != 1 or a in "YX")
-    what = f"{series.shape} {series.dtype} with axes {series.axes}, {key.photometric.name}"
+    what = f"{series.shape} {series.dtype} with axes {series.axes}, {photometric(key)}"
     if series.dtype != np.uint8:
         bits = series.dtype.itemsize * 8
         raise SlideError(
@@ -143,6 +121,8 @@ def _largest(path: Path, tiff: Any) -> Any:
         )
     if axes in ("YXS", "SYX") and key.samplesperpixel in (3, 4):
         return series
+    if photometric(key) == "PALETTE":
+        raise SlideError(f"{path}: PALETTE pixels, expected RGB; convert it first")
     if axes == "YX":
         raise SlideError(f"{path}: a grey image ({what}), expected RGB colour of a stained section")
     if set(axes) <= set("CYX"):
@@ -161,46 +141,12 @@ def _check_page(path: Path, tiff: Any, page: Any) -> None:
     if page is None or page.parent is not tiff:
         raise SlideError(f"{path}: its pixels lie in several files, expected one; convert it to one")
     key = page.keyframe
-    photometric = key.photometric.name
-    raw = photometric == "YCBCR" and key.compression not in JPEG  # tifffile hands it on unconverted
-    if photometric not in ("RGB", "YCBCR") or raw:
-        raise SlideError(f"{path}: {photometric} pixels, expected RGB; convert it first")
+    colours = photometric(key)
+    raw = colours == "YCBCR" and key.compression not in YCBCR_INSIDE  # tifffile hands it on unconverted
+    if colours not in ("RGB", "YCBCR") or raw:
+        raise SlideError(f"{path}: {colours} pixels, expected RGB; convert it first")
 
 
 def _scale(path: Path, tiff: Any, series: Any) -> Scale:
-    key = series.keyframe
-    if tiff.is_ome:
-        found = _ome_size(tiff.ome_metadata, key.imagewidth, key.imagelength)
-        if found is not None:
-            scale = isotropic(path, *found, "OME PhysicalSizeX")
-            if scale.mpp is not None:
-                return scale
-    tags = key.tags
-    if "XResolution" in tags and "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3:
-        (n, d), (m, e) = (tags[f"{axis}Resolution"].value for axis in "XY")
-        if n and m:
-            return isotropic(path, 1e4 * d / n, 1e4 * e / m, "TIFF XResolution in pixels per cm")
-    return Scale()
-
-
-def _ome_size(xml: str, width: int, height: int) -> tuple[float, float] | None:
-    """PhysicalSizeX and Y in micrometres of the image of this size."""
-    try:
-        root = ElementTree.fromstring(xml.encode())
-    except ElementTree.ParseError:
-        return None
-    for pixels in root.iterfind(".//{*}Pixels"):
-        if (pixels.get("SizeX"), pixels.get("SizeY")) != (str(width), str(height)):
-            continue
-        sizes = []
-        for axis in "XY":
-            factor = MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-            size = pixels.get(f"PhysicalSize{axis}")
-            if factor is None or size is None:
-                return None
-            try:
-                sizes.append(float(size) * factor)
-            except ValueError:
-                return None
-        return sizes[0], sizes[1]
-    return None
+    found = stated(tiff, series.levels[0].pages[0])
+    return isotropic(path, *found) if found else Scale()

@@ -1,63 +1,39 @@
-"""The encoded tiles of a TIFF, checked before anyone decodes them: there, whole, and ending where they should."""
+"""The encoded tiles of a TIFF slide, checked before anyone decodes them: there, whole, and ending where they should."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from miudiff.slides.jpeg import damage, joined
-from miudiff.slides.slide import Unreadable
+from miudiff.formats import Unreadable
+from miudiff.formats.tiff import Grid, damage, grid, open_tiff, photometric
+
+__all__ = ["JPEG", "Grid", "TileData", "grid", "level_grids"]
 
 JPEG = 7  # the compression tag
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The tiles of one page, or its strips, which are tiles as wide as the page."""
+def level_grids(path: Path, sizes: Sequence[tuple[int, int]]) -> list[Grid | None]:
+    """The tiles of each level of these sizes, None for one that no tiled page has.
 
-    width: int
-    height: int
-    tile_width: int
-    tile_height: int
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    jpeg: bool
-    tables: bytes | None
+    For a reader that decodes by itself: what the tags of a page say is checked here, since such a reader may go on
+    over what contradicts itself.
 
-    @property
-    def columns(self) -> int:
-        return -(-self.width // self.tile_width)
-
-    @property
-    def rows(self) -> int:
-        return -(-self.height // self.tile_height)
-
-    def touched(self, x: int, y: int, width: int, height: int) -> Iterator[tuple[int, int]]:
-        """Column and row of each tile that a region touches."""
-        for row in range(y // self.tile_height, -(-(y + height) // self.tile_height)):
-            for column in range(x // self.tile_width, -(-(x + width) // self.tile_width)):
-                yield column, row
-
-
-def grid(page: Any) -> Grid:
-    """The tiles of a page of tifffile's."""
-    key = page.keyframe
-    return Grid(
-        width=key.imagewidth,
-        height=key.imagelength,
-        tile_width=key.tilewidth if key.is_tiled else key.imagewidth,
-        tile_height=key.tilelength if key.is_tiled else key.rowsperstrip,
-        offsets=np.array(page.dataoffsets, np.int64),
-        lengths=np.array(page.databytecounts, np.int64),
-        jpeg=key.compression == JPEG,
-        tables=page.jpegtables,
-    )
+    Raises:
+        Unreadable: The tags of a tiled page do not agree, or state pixels that are no colour.
+    """
+    found: dict[tuple[int, int], Grid] = {}
+    with open_tiff(path) as tiff:
+        for page in tiff.pages:
+            if page.is_tiled:
+                if (colours := photometric(page.keyframe)) not in ("RGB", "YCBCR"):
+                    raise Unreadable(f"its tags state {colours} pixels, expected RGB")
+                one = grid(page)
+                found.setdefault((one.width, one.height), one)
+    return [found.get(size) for size in sizes]
 
 
 class TileData:
@@ -83,8 +59,8 @@ class TileData:
             data = self._file.read(length)
         if len(data) < length:
             raise Unreadable(f"the file ends {length - len(data):,} bytes before the end of its tile {index}")
-        if grid.jpeg and not self._whole[level][index]:
-            if reason := damage(joined(data, grid.tables)):
+        if not self._whole[level][index]:
+            if reason := damage(grid, data, index, thorough=False):
                 raise Unreadable(f"{reason} in its tile {index}")
             self._whole[level][index] = True
         return data

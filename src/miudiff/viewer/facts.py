@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from miudiff.slides.slide import is_optical
+from miudiff.formats.scale import is_optical
 from miudiff.viewer.cases import Case
 
 

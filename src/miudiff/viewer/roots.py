@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miudiff.errors import SlideError
-from miudiff.images import TIFF
+from miudiff.formats.reading import TIFF
 from miudiff.slides.reader import Slide
 
 OUTSIDE = "lies outside of the files and folders that were given"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from miudiff.errors import SlideError
+from miudiff.formats.scale import COARSEST, FINEST, is_optical
 from miudiff.images import same_scale
 from miudiff.slides.reader import Slide
 from miudiff.slides.regions import Regions, read_regions
 from miudiff.slides.result import regions_named
-from miudiff.slides.slide import COARSEST, FINEST, is_optical
 from miudiff.viewer.cases import Case
 from miudiff.viewer.facts import is_size, marker_of
 from miudiff.viewer.roots import OUTSIDE
