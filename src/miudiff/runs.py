@@ -20,16 +20,20 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate import Accelerator
 from pydantic import Field, model_validator
+from torch import nn
 from torch.utils.data import Dataset
 
 from miudiff.checkpoints import find_states, write_json
-from miudiff.config import Strict, parse, read_yaml, to_yaml
+from miudiff.config import LAST_STEP, Strict, parse, read_yaml, to_yaml
 from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs, names_both_stains
 from miudiff.data.tiles import DataConfig, Tiles, collate, find_images
 from miudiff.device import Placement, place
+from miudiff.diffusion.classifier import NoisedClassifier
 from miudiff.diffusion.classifier_learner import ClassifierConfig, ClassifierLearner
 from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
+from miudiff.diffusion.score import build_unet
 from miudiff.errors import ConfigError
+from miudiff.gan import Discriminator, Generator
 from miudiff.images import same_scale, write_bytes
 from miudiff.information.estimator import Estimator
 from miudiff.information.learner import MIConfig, MILearner, held_out_curve
@@ -40,6 +44,10 @@ from miudiff.training.learner import Learner
 from miudiff.training.loop import LoopConfig, train
 
 Task = Literal["score", "mi", "classifier", "cut", "asp"]
+MOST_PIXELS = 10**9  # of a batch: 12 GB
+MOST_WEIGHTS = (
+    2 * 10**9
+)  # of a run's networks: 8 GB, and as much again for each of gradients, average and optimizer's two
 BOTH_STAINS: tuple[Task, ...] = ("classifier", "cut", "asp")  # learn from batches of "he" and "ihc"
 
 
@@ -74,14 +82,16 @@ class RunConfig(Sections):
     markers: tuple[str, ...] = Field(
         (), description="Names of the markers of a model of several, in the order of its classes."
     )
-    steps: int = Field(40_000, ge=1)
-    batch_size: int = Field(4, ge=1, description="Over all processes.")
+    steps: int = Field(40_000, ge=1, le=LAST_STEP)
+    batch_size: int = Field(4, ge=1, le=65_536, description="Over all processes.")
     seed: int = Field(0, ge=-(2**63), lt=2**63)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    log_every: int = Field(20, ge=1, description="Steps between lines of the log.")
-    save_every: int = Field(500, ge=1, description="Steps between states; a kill loses at most these.")
-    workers: int = Field(0, ge=0, description="Processes that read tiles.")
+    log_every: int = Field(20, ge=1, le=LAST_STEP, description="Steps between lines of the log.")
+    save_every: int = Field(
+        500, ge=1, le=LAST_STEP, description="Steps between states; a kill loses at most these."
+    )
+    workers: int = Field(0, ge=0, le=256, description="Processes that read tiles.")
 
     @model_validator(mode="before")
     @classmethod
@@ -178,11 +188,17 @@ def check(config: RunConfig) -> None:
     _check_stains(config)
     if config.task in ("cut", "asp"):
         _check_generator(config)
+    _check_weights(config)
 
 
 def _check_sizes(config: RunConfig) -> None:
     """Refuse tiles that the network cannot take before any is read."""
     network, patch = config.score.network, config.mi.estimator.patch
+    most = MOST_PIXELS // config.data.size**2
+    if config.batch_size > most:
+        raise ConfigError(
+            f"batch_size: found {config.batch_size}, expected at most {most} tiles of {config.data.size} x {config.data.size} (data.size)"
+        )
     if config.task == "score" and config.data.size % network.multiple:
         raise ConfigError(
             f"data.size: found {config.data.size}, expected a multiple of {network.multiple}, as score.network.channels halve it"
@@ -192,6 +208,26 @@ def _check_sizes(config: RunConfig) -> None:
             raise ConfigError(
                 f"{key}.size: found {data.size}, expected at least {2 * patch}, two patches of mi.estimator.patch"
             )
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Refuse networks that no machine holds before memory is taken for them."""
+    key, network = f"{config.task}.network", config.score.network
+    with torch.device("meta"):
+        match config.task:
+            case "score":
+                made: list[nn.Module] = [build_unet(network)]
+            case "classifier":
+                made = [NoisedClassifier(config.classifier.network)]
+            case "mi":
+                key, made = "mi.estimator", [Estimator(config.mi.estimator)]
+            case "cut" | "asp":
+                players = config.cut if config.task == "cut" else config.asp
+                key = f"{config.task}.generator, {config.task}.discriminator"
+                made = [Generator(players.generator), Discriminator(players.discriminator)]
+    count = sum(weight.numel() for one in made for weight in one.parameters())
+    if count > MOST_WEIGHTS:
+        raise ConfigError(f"{key}: found {count:,} weights, expected at most {MOST_WEIGHTS:,}")
 
 
 def _silent(line: str) -> None:

@@ -106,8 +106,10 @@ def load_generator_model(name: str | Path, placement: Placement | None = None) -
     part = folder / "generator"
     card = parse_part(Card, about, index)
     config = parse_part(GeneratorConfig, read_json(part / "config.json"), part / "config.json")
-    generator = Generator(config)
-    fill(generator, load_weights(part / WEIGHTS), part / WEIGHTS, "its config.json")
+    with torch.device("meta"):  # no memory before the weights fit
+        generator = Generator(config)
+    fill(generator, load_weights(part / WEIGHTS), part / WEIGHTS, "its config.json", assign=True)
     device = placement.device if placement else torch.device("cpu")
+    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves it out
     generator = generator.eval().requires_grad_(False).to(device)
     return GeneratorModel(generator, card, method, fingerprint(folder))

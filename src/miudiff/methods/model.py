@@ -15,18 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
-from miudiff.config import Strict, parse
+from miudiff.config import LARGEST_TILE, Scale, Strict, did_you_mean, parse
 from miudiff.data.twin import twin_region
 from miudiff.device import Placement
 from miudiff.diffusion.classifier import NoisedClassifier, load_classifier, save_classifier
 from miudiff.diffusion.score import ScoreModel, load_unet
-from miudiff.diffusion.sde import VPSDE
+from miudiff.diffusion.sde import MOST_STEPS, VPSDE
 from miudiff.errors import CheckpointError, ConfigError
 from miudiff.images import Pixels, list_images, read_image, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
@@ -43,8 +43,8 @@ class Card(Strict):
     markers: tuple[str, ...] = Field(
         (), description="The markers it can stain; empty for a model of one, unnamed."
     )
-    mpp: float | None = Field(None, gt=0, description="Micrometres per pixel that it was trained at.")
-    tile: int = Field(256, ge=8, description="Side of a tile that it handles at once.")
+    mpp: Scale | None = Field(None, description="Micrometres per pixel that it was trained at.")
+    tile: int = Field(256, ge=8, le=LARGEST_TILE, description="Side of a tile that it handles at once.")
     tone: dict[str, ToneCurve] = Field({}, description="The luma curve of each marker, `methods.tone`.")
     licence: str = "not stated"
     description: str = ""
@@ -57,7 +57,7 @@ class Card(Strict):
         """
         if marker is not None and marker not in self.markers:
             raise ConfigError(
-                f"marker '{marker}': the model '{self.name}' has {', '.join(self.markers) or 'one, without a name'}"
+                f"marker '{marker}': the model '{self.name}' has {', '.join(self.markers) or 'one, without a name'}{did_you_mean(marker, self.markers)}"
             )
 
 
@@ -104,7 +104,7 @@ def model_folder(name: str | Path) -> Path:
             return folder
     found = sorted(p.parent.name for p in shipped.glob("*/model_index.json"))
     raise CheckpointError(
-        f"{name}: no model there (no model_index.json), expected a model folder or one of: {', '.join(found) or 'none ships'}"
+        f"{name}: no model there (no model_index.json), expected a model folder or one of: {', '.join(found) or 'none ships'}{did_you_mean(Path(name).name, found)}"
     )
 
 
@@ -165,28 +165,46 @@ def parse_part(kind: type[Settings], values: Mapping[str, Any], path: Path) -> S
         raise CheckpointError(str(error)) from error
 
 
-def _read_schedule(path: Path) -> VPSDE:
-    schedule = read_json(path)
-    for key, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon")):
-        if schedule.get(key, expected) != expected:
-            raise CheckpointError(f"{path}: '{key}': found {schedule[key]!r}, expected {expected}")
-    try:
-        steps = int(schedule["num_train_timesteps"])
-        first, last = float(schedule["beta_start"]), float(schedule["beta_end"])
-        if not (steps >= 2 and 0 < first <= last < 1):
+class _Schedule(BaseModel):
+    """What of diffusers' `scheduler_config.json` the noise depends on."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    num_train_timesteps: int = Field(ge=2, le=MOST_STEPS)
+    beta_start: float = Field(gt=0, lt=1)
+    beta_end: float = Field(gt=0, lt=1)
+    trained_betas: None = None
+    rescale_betas_zero_snr: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.beta_end < self.beta_start:
             raise ValueError(
-                f"{steps} steps with betas from {first:g} to {last:g}, expected shares of 1 that rise"
+                f"beta_end: found {self.beta_end:g}, expected at least beta_start, {self.beta_start:g}"
             )
-        # `VPSDE` counts betas as for 1000 steps, diffusers as they are
-        return VPSDE(steps, first * steps / 1000, last * steps / 1000)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be used ({type(error).__name__}: {error})") from error
+        return self
+
+
+def _read_schedule(path: Path) -> VPSDE:
+    values = read_json(path)
+    for key, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon")):
+        if values.get(key, expected) != expected:
+            raise CheckpointError(f"{path}: '{key}': found {values[key]!r}, expected {expected}")
+    try:
+        stated = parse(_Schedule, values, "cannot be used")
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    # `VPSDE` counts betas as for 1000 steps, diffusers as they are
+    share = stated.num_train_timesteps / 1000
+    return VPSDE(stated.num_train_timesteps, stated.beta_start * share, stated.beta_end * share)
 
 
 def _load_estimator(folder: Path, sde: VPSDE | None = None) -> Estimator:
     settings = read_json(folder / "config.json")
-    estimator = Estimator(parse_part(EstimatorConfig, settings, folder / "config.json"), sde)
-    fill(estimator, load_weights(folder / WEIGHTS), folder / WEIGHTS, "its config.json")
+    config = parse_part(EstimatorConfig, settings, folder / "config.json")
+    with torch.device("meta"):  # no memory before the weights fit
+        estimator = Estimator(config, sde)
+    fill(estimator, load_weights(folder / WEIGHTS), folder / WEIGHTS, "its config.json", assign=True)
     return estimator
 
 
@@ -270,7 +288,9 @@ def add_tone(
     index = read_json(path)
     markers = _card(index, path).markers
     if marker not in markers:
-        raise ConfigError(f"marker '{marker}': {path} has {', '.join(markers) or 'none'}")
+        raise ConfigError(
+            f"marker '{marker}': {path} has {', '.join(markers) or 'none'}{did_you_mean(marker, markers)}"
+        )
     curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"), channel, keep_ground)
     index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
     write_json(path, index)
