@@ -178,6 +178,10 @@ def _extend(unet: UNet2DModel, heads: int | None, time_channels: int | None) -> 
     if heads:
         for module in unet.modules():
             if isinstance(module, Attention):
+                if module.inner_dim % heads:
+                    raise ValueError(
+                        f"num_attention_heads: found {heads}, expected a divisor of {module.inner_dim} channels"
+                    )
                 module.heads = module.sliceable_head_dim = heads
                 module.scale = (module.inner_dim // heads) ** -0.5
         unet.register_to_config(num_attention_heads=heads)

@@ -1,6 +1,6 @@
 """A model to use: score network, MI estimator, and what a user must know of them, in one diffusers-style folder.
 
-model_index.json                      what it is, its markers, its scale
+model_index.json                      what it is, its markers, its scale, the digests of its files
 unet/                                 plain diffusers: UNet2DModel.from_pretrained(folder, subfolder="unet")
 scheduler/scheduler_config.json       plain diffusers: DDPMScheduler
 mi_estimator/, classifier/            config.json and safetensors; the classifier is for EGSDE alone
@@ -9,7 +9,6 @@ README.md                             the model card
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from miudiff.errors import CheckpointError, ConfigError
 from miudiff.images import Pixels, list_images, read_image, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
+from miudiff.methods.folder import INDEX, PARTS, digests, fingerprint, whole
 from miudiff.methods.tone import Channel, ToneCurve, measure_tone
 
 SHIPPED = "ki67-small"
@@ -100,7 +100,7 @@ def model_folder(name: str | Path) -> Path:
     """
     shipped = Path(str(files("miudiff"))) / "weights"
     for folder in (Path(name), shipped / str(name)):
-        if (folder / "model_index.json").is_file():
+        if (folder / INDEX).is_file():
             return folder
     found = sorted(p.parent.name for p in shipped.glob("*/model_index.json"))
     raise CheckpointError(
@@ -115,11 +115,11 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         CheckpointError: Missing or damaged files, or weights that do not fit their configuration.
     """
     folder = model_folder(name)
-    index = read_json(folder / "model_index.json")
-    card = _card(index, folder / "model_index.json")
+    index = read_json(folder / INDEX)
+    card = _card(index, folder / INDEX)
     sde = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     score = ScoreModel(load_unet(folder / "unet"), sde)
-    _check_markers(score, card, folder / "model_index.json")
+    _check_markers(score, card, folder / INDEX)
     estimator = None
     if "mi_estimator" in index:  # a folder that is only left there by another model is none of this one
         estimator = _load_estimator(folder / "mi_estimator", sde).eval().requires_grad_(False)
@@ -131,27 +131,14 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         score.eval().requires_grad_(False).to(device),
         estimator.to(device) if estimator else None,
         card,
-        fingerprint(folder, card.tone),
+        fingerprint(folder, index, card.tone),
         classifier.to(device) if classifier else None,
     )
 
 
 def _card(index: Mapping[str, Any], path: Path) -> Card:
-    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
+    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in (*PARTS, "sha256")}
     return parse_part(Card, about, path)
-
-
-def fingerprint(folder: Path, tone: Mapping[str, ToneCurve] | None = None) -> str:
-    """Short digest of every weights file and luma curve: two trainings of one name are two models."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob(f"*/{WEIGHTS}")):
-        digest.update(path.read_bytes())
-    for marker, curve in sorted((tone or {}).items()):
-        digest.update(f"{marker} {curve.model_dump_json()}".encode())
-    return digest.hexdigest()[:16]
-
-
-_COMPONENTS = ("unet", "scheduler", "mi_estimator", "classifier")
 
 
 Settings = TypeVar("Settings", bound=Strict)
@@ -219,9 +206,30 @@ def _check_markers(score: ScoreModel, card: Card, where: Path) -> None:
 def save_model(
     folder: Path, model: Model, dtype: torch.dtype | None = None, readme: str | None = None
 ) -> None:
-    """Write a model folder; weights as `dtype` (float16 halves the size) or as they are."""
+    """Write a model folder in place of one that is there; weights as `dtype` (float16 halves the size) or as they are.
+
+    Raises:
+        DataError: It cannot be written, or the folder holds more than a model.
+    """
+    with whole(folder) as new:
+        _save_parts(new, model, dtype)
+        index = {
+            "_class_name": "VirtualStainer",
+            "unet": ["diffusers", "UNet2DModel"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+        }
+        if model.estimator is not None:
+            index["mi_estimator"] = ["miudiff.information.estimator", "Estimator"]
+        if model.classifier is not None:
+            index["classifier"] = ["miudiff.diffusion.classifier", "NoisedClassifier"]
+        if readme is not None:
+            write_bytes(new / "README.md", readme.encode())
+        card = json.loads(model.card.model_dump_json())
+        write_json(new / INDEX, index | card | {"sha256": digests(new)})
+
+
+def _save_parts(folder: Path, model: Model, dtype: torch.dtype | None) -> None:
     sde = model.score.sde
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "unet" / "config.json", json.loads(model.score.unet.to_json_string()))
     save_weights(folder / "unet" / WEIGHTS, model.score.unet.state_dict(), dtype)
     if model.estimator is not None:
@@ -241,18 +249,6 @@ def save_model(
             "prediction_type": "epsilon",
         },
     )
-    index = {
-        "_class_name": "VirtualStainer",
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-    }
-    if model.estimator is not None:
-        index["mi_estimator"] = ["miudiff.information.estimator", "Estimator"]
-    if model.classifier is not None:
-        index["classifier"] = ["miudiff.diffusion.classifier", "NoisedClassifier"]
-    if readme is not None:
-        write_bytes(folder / "README.md", readme.encode())
-    write_json(folder / "model_index.json", index | json.loads(model.card.model_dump_json()))
 
 
 def from_runs(
@@ -284,7 +280,7 @@ def add_tone(
         CheckpointError, ConfigError: No model folder there, or not a marker of it.
         DataError: A folder without readable images.
     """
-    path = folder / "model_index.json"
+    path = folder / INDEX
     index = read_json(path)
     markers = _card(index, path).markers
     if marker not in markers:
