@@ -57,6 +57,7 @@ def test_scientific_numbers_are_numbers(tmp_path):
         ("a: !!int abc", "'abc' is no int"),
         ("a: !!float abc", "'abc' is no float"),
         ("a: !!bool abc", "'abc' is no bool"),
+        ("a: !!set [1]", "expected a mapping node, but found sequence"),
         ("a: !!timestamp abc", "'abc' is no timestamp"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         (f"a: {'9' * 5000}", "is no int"),

@@ -340,6 +340,12 @@ def test_a_step_that_finds_no_memory_says_what_takes_less(tmp_path, monkeypatch)
         run(load(write_run(tmp_path)), quiet)
 
 
+def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
+    for precision in ("fp32", "bf16", "fp32"):
+        path = write_run(tmp_path / precision)
+        run(load(path, steps=1, precision=precision), quiet)
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path):
     path = write_run(tmp_path)
     run(load(path, steps=2), quiet)

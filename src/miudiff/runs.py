@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.data import Dataset
@@ -163,6 +164,8 @@ def leaving(accelerator: Accelerator) -> Iterator[None]:
     finally:
         accelerator.free_memory()
         accelerator.end_training()
+        if accelerator.num_processes == 1:  # the next run of this process may be in another precision
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def accelerator_on(placement: Placement) -> Accelerator:
