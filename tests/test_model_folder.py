@@ -167,6 +167,14 @@ def test_a_run_goes_on_after_a_kill_while_its_generator_was_written(tmp_path):
     load_generator_model(tmp_path / "run" / "weights")
 
 
+@pytest.mark.parametrize("critic", ["separable", "joint", "mlp"])
+def test_every_critic_reads_back_as_it_was(tmp_path, critic):
+    made = Model(tiny_score(), tiny_estimator(critic), Card(name="tiny", tile=64))
+    save_model(tmp_path / "model", made)
+    read = load_model(tmp_path / "model").estimator.state_dict()
+    assert all(torch.equal(value, read[name]) for name, value in made.estimator.state_dict().items())
+
+
 def flip(path: Path, at: int = -3) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1

@@ -116,20 +116,20 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         DataError, DeviceError, NonFiniteError: As their messages say.
         KeyboardInterrupt: After Ctrl-C, once a state is written.
     """
+    check(config)
     placement = place(config.device, config.precision)
     if placement.device.type == "cuda" and placement.device.index is not None:
         torch.cuda.set_device(placement.device)  # accelerate takes the current card
     accelerator = accelerator_on(placement)
     main = accelerator.is_main_process
-    check(config)
-    tiles, count = _tiles(config, say if main else _silent)
-    if main:
-        config.out.mkdir(parents=True, exist_ok=True)
-        _same_run(config)
-        write_bytes(config.out / "run.yaml", to_yaml(config).encode())
-        say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
-    accelerator.wait_for_everyone()
     with leaving(accelerator):
+        tiles, count = _tiles(config, say if main else _silent)
+        if main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            _same_run(config)
+            write_bytes(config.out / "run.yaml", to_yaml(config).encode())
+            say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
+        accelerator.wait_for_everyone()
         _learn(config, tiles, accelerator, say)
         accelerator.wait_for_everyone()
     return config.out / "weights"

@@ -147,7 +147,7 @@ class _Stated(BaseModel):
     add_attention: bool = True
     class_embed_type: None = None
     num_class_embeds: Width | None = None
-    num_train_timesteps: None = None
+    num_train_timesteps: int | None = None  # of learned embeddings alone
     num_attention_heads: Width | None = None  # `_extend`'s
     time_channels: Width | None = None
 
