@@ -95,8 +95,23 @@ def test_aliases_that_multiply_are_refused_and_others_are_taken(tmp_path):
         read_yaml(path)
     path.write_text(laughs(2))
     assert read_yaml(path)["a1"] == [["ha"] * 10] * 10
+    path.write_text("a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: [*b, *a], z: 3}")
+    assert read_yaml(path)["c"] == {"x": 2, "y": 1, "z": 3}
     path.write_text("data: &d {mpp: 1}\nhe: *d")
     assert override(read_yaml(path), ["he.mpp=2"]) == {"data": {"mpp": 1}, "he": {"mpp": 2}}
+
+
+@pytest.mark.parametrize(("width", "levels"), [(10, 12), (60, 3)])
+def test_merges_that_multiply_take_no_memory(tmp_path, width, levels):
+    lines = ["a0: &a0 {k: 1}"]
+    for i in range(1, levels):
+        lines.append(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * width)}]}}")
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    if width > 50:
+        with pytest.raises(ConfigError, match="'<<' merges 60 mappings, expected at most 50"):
+            read_yaml(tmp_path / "a.yaml")
+    else:
+        assert read_yaml(tmp_path / "a.yaml")[f"a{levels - 1}"] == {"k": 1}
 
 
 def test_a_configuration_longer_than_any_is_refused_unread(tmp_path):

@@ -19,6 +19,7 @@ from miudiff.errors import ConfigError
 
 LONGEST = 2_000_000  # characters of a configuration file, which a list of 50,000 names of images fits into
 MOST_VALUES = 200_000  # of a configuration, where an alias counts as all that it repeats
+MOST_MERGED = 50  # mappings of one "<<"
 DEEPEST = 40  # levels of keys and lists inside each other
 LARGEST_TILE = 4096  # pixels of its side
 LAST_STEP = 99_999_999  # what the eight digits of a state's file name can say
@@ -41,18 +42,28 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem="a list or a mapping stands as a key, expected a word",
-                    problem_mark=key.start_mark,
-                )
+        for key in _keys(node):
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, (_, merged) in zip(_keys(node), node.value):
+            if (
+                key.value == "<<"
+                and isinstance(merged, yaml.SequenceNode)
+                and len(merged.value) > MOST_MERGED
+            ):
+                raise yaml.MarkedYAMLError(
+                    problem=f"'<<' merges {len(merged.value)} mappings, expected at most {MOST_MERGED}",
+                    problem_mark=key.start_mark,
+                )
+        super().flatten_mapping(node)
+        # Each key once, or merges of merges multiply.
+        node.value = list({key.value: pair for key, pair in zip(_keys(node), node.value)}.values())
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -70,6 +81,17 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+
+def _keys(node: yaml.Node) -> list[yaml.ScalarNode]:
+    """The keys of a mapping; none for what is no mapping, which PyYAML refuses."""
+    keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    for key in keys:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(
+                problem="a list or a mapping stands as a key, expected a word", problem_mark=key.start_mark
+            )
+    return keys
 
 
 def _load(text: str) -> Any:

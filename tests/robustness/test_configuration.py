@@ -91,6 +91,10 @@ HOSTILE += [
     "a: `b`",
 ]
 HOSTILE += ["\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'ha'] * 10)}]" for i in range(10))]
+HOSTILE += [
+    "a0: &a0 {k: 1}\n"
+    + "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 60)}]}}" for i in range(1, 6))
+]
 
 
 @pytest.fixture(scope="module")
