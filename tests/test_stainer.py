@@ -3,6 +3,7 @@
 import json
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -409,3 +410,23 @@ def test_a_damaged_model_is_refused_in_one_line_that_says_where(tmp_path, damage
     with pytest.raises(CheckpointError, match=told) as caught:
         load_model(folder)
     assert str(folder) in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    "image", [[], ["he.png"], "he.png", Path("he.png"), None, 3, torch.zeros(64, 64, 3)], ids=str
+)
+def test_what_is_no_image_is_a_type_error_that_says_what_is_expected(image):
+    with pytest.raises(TypeError, match=f"found {type(image).__name__}, expected a PIL.Image.Image"):
+        stainer().translate(image)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.uint16, bool])
+def test_an_array_of_another_type_is_a_data_error(kind):
+    with pytest.raises(DataError, match="expected uint8"):
+        stainer().translate(np.zeros((64, 64, 3), kind))
+
+
+@pytest.mark.parametrize("batch", [-3, 0, 10**11])
+def test_a_batch_of_no_tiles_or_of_more_than_any_is_refused(batch):
+    with pytest.raises(ConfigError, match=f"batch size: found {batch}, expected 1 to 4096"):
+        VirtualStainer(tiny_model(), preset("tuned"), CPU, batch=batch)

@@ -125,6 +125,18 @@ def interrupt_at(step: int):
     return say
 
 
+@pytest.mark.parametrize("task", ["cut", "asp"])
+def test_a_run_of_a_small_generator_goes_on_from_what_it_wrote(tmp_path, task):
+    small = {key: value for key, value in SMALL_GAN.items() if key != "taps"}  # the layers are the default
+    path = write_run(tmp_path, task, **{task: small | {"pyramid": [1.0, 1.0]} if task == "asp" else small})
+    run(load(path, steps=2), quiet)
+    said = []
+    run(load(path, steps=4), said.append)
+    assert any("goes on after step 2" in line for line in said)
+    run(load(tmp_path / "run" / "run.yaml", steps=6), quiet)  # what was written is a configuration, too
+    assert find_states(tmp_path / "run")[-1][0] == 6
+
+
 @pytest.mark.parametrize("task", RUNS)
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task):
     path = write_run(tmp_path, task)
@@ -326,6 +338,14 @@ def test_a_step_that_finds_no_memory_says_what_takes_less(tmp_path, monkeypatch)
         DeviceError, match=r"step 0, images 4 x 3 x 32 x 32 .*2\.00 GiB.*lower batch_size or data\.size"
     ):
         run(load(write_run(tmp_path)), quiet)
+
+
+def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
+    with pytest.raises(DataError):
+        run(load(write_run(tmp_path, data={"mpp": 1.0, "sources": [{"files": "none"}]})), quiet)
+    for precision in ("bf16", "fp32", "bf16"):
+        path = write_run(tmp_path / precision)
+        run(load(path, steps=1, precision=precision), quiet)
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path):

@@ -121,20 +121,20 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype |
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; half-precision tensors come back as float32.
+    """A safetensors file; floating-point tensors come back as float32.
 
     Raises:
         CheckpointError: Not there or damaged.
     """
     from safetensors.torch import load_file
 
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
     try:
         tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
     except Exception as error:
         raise CheckpointError(f"{path}: damaged weights ({str(error).splitlines()[0][:120]})") from error
-    return {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in tensors.items()}
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def fill(
@@ -156,6 +156,11 @@ def fill(
         f"'{name}' is {_shape(tensors[name])}, expected {_shape(value)}"
         for name, value in own.items()
         if name in tensors and tensors[name].shape != value.shape
+    ]
+    wrong += [
+        f"'{name}' is {str(tensors[name].dtype).removeprefix('torch.')}, expected {str(value.dtype).removeprefix('torch.')}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].is_floating_point() != value.is_floating_point()
     ]
     if wrong:
         more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""

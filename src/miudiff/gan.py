@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from miudiff.checkpoints import fill, load_tensors
-from miudiff.config import Strict
+from miudiff.config import Strict, Width
 from miudiff.errors import CheckpointError
 
 GAIN = 0.02  # of the initial weights, as CUT has it
@@ -29,16 +29,21 @@ FIRST_BLOCK = 12  # the place of the first residual block in `Generator.model`
 class GeneratorConfig(Strict):
     """A generator; the defaults are CUT's network of 11,378,179 parameters."""
 
-    width: int = Field(64, ge=1, description="Channels after the first convolution (CUT's ngf).")
-    blocks: int = Field(9, ge=1, description="Residual blocks at a quarter of the resolution.")
+    width: Width = Field(64, description="Channels after the first convolution (CUT's ngf).")
+    blocks: int = Field(9, ge=1, le=256, description="Residual blocks at a quarter of the resolution.")
     spectral_norm: bool = Field(False, description="Divide each convolution by its spectral norm.")
+
+    @property
+    def encoder_layers(self) -> int:
+        """How many layers of `Generator.model` the encoder has."""
+        return FIRST_BLOCK + self.blocks
 
 
 class DiscriminatorConfig(Strict):
     """A PatchGAN; the defaults are CUT's 70 x 70 one of 2,764,737 parameters."""
 
-    width: int = Field(64, ge=1, description="Channels after the first convolution (CUT's ndf).")
-    layers: int = Field(3, ge=1, description="Halvings of the resolution.")
+    width: Width = Field(64, description="Channels after the first convolution (CUT's ndf).")
+    layers: int = Field(3, ge=1, le=10, description="Halvings of the resolution.")
     spectral_norm: bool = Field(False, description="Divide each convolution by its spectral norm.")
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from miudiff.config import LARGEST_TILE
 from miudiff.device import Placement, enough_memory, place
 from miudiff.errors import ConfigError, NonFiniteError
 from miudiff.images import SUFFIXES, Pixels, to_uint8, write_image
@@ -22,6 +23,7 @@ from miudiff.methods.sdedit import Reverse, ReverseConfig
 from miudiff.noise import NoiseKey, normal
 from miudiff.progress import Progress
 
+MOST = 4096  # samples of one picture
 ACROSS = 8  # samples in a row of the picture
 
 
@@ -37,8 +39,10 @@ def draw_samples(
     """
     score = model.for_marker(marker or next(iter(model.card.markers), None))
     halvings = len(score.unet.config.block_out_channels) - 1
-    if size < 8 or size % 2**halvings:
-        raise ConfigError(f"--size: found {size}, expected a multiple of {2**halvings}, at least 8")
+    if not 8 <= size <= LARGEST_TILE or size % 2**halvings:
+        raise ConfigError(
+            f"--size: found {size}, expected a multiple of {2**halvings} between 8 and {LARGEST_TILE}"
+        )
     if not 2 <= steps <= len(score.sde):
         raise ConfigError(f"--steps: found {steps}, expected 2 to {len(score.sde)}")
     variance = "learned" if score.learned_variance else "fixed_small"
@@ -79,8 +83,8 @@ def write_samples(
     say: Callable[[str], None],
 ) -> None:
     """Draw samples of the model `name` and write them as one picture."""
-    if count < 1:
-        raise ConfigError(f"--count: found {count}, expected at least 1")
+    if not 1 <= count <= MOST:
+        raise ConfigError(f"--count: found {count}, expected 1 to {MOST}")
     if out.suffix.lower() not in SUFFIXES or out.is_dir():
         raise ConfigError(f"{out}: expected the name of a picture to write, ending in {', '.join(SUFFIXES)}")
     placement = place(device)

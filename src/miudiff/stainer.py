@@ -35,6 +35,7 @@ from miudiff.tissue import glass as find_glass
 
 OVERLAP = 32  # pixels over which two tiles are blended
 FUSED = 64  # pixels that neighbouring tiles share in mode fuse, where they meet in every step
+MOST_TILES = 4096  # that the network is given at once
 BLOCK = 3  # tiles along a side that take the reverse walk together, in mode fuse
 Glass = Literal["keep", "stain"]
 Mode = Literal["blend", "fuse"]
@@ -69,6 +70,8 @@ class VirtualStainer:
     ) -> None:
         self.model, self.config, self.placement, self.glass = model, config, placement, glass
         self.mode = mode
+        if batch is not None and not 1 <= batch <= MOST_TILES:
+            raise ConfigError(f"batch size: found {batch}, expected 1 to {MOST_TILES} tiles")
         self.batch = batch or (1 if placement.device.type == "cpu" else 8)
         self.say: Callable[[str], None] = lambda line: None
         self.marker = marker or (model.card.markers[0] if model.card.markers else None)
@@ -142,6 +145,7 @@ class VirtualStainer:
             name: Gives images of one seed noise of their own.
 
         Raises:
+            TypeError: Neither an image nor an array.
             DataError: Not an RGB image, or too small or too large at the model's scale.
             DeviceError: Out of memory.
             NonFiniteError: The network gave a NaN or an infinity.
@@ -150,6 +154,10 @@ class VirtualStainer:
             if image.mode != "RGB":
                 raise DataError(f"an image of mode {image.mode}, expected RGB")
             return Image.fromarray(self.translate(np.asarray(image), mpp, seed, name))
+        if not isinstance(image, np.ndarray):
+            raise TypeError(
+                f"translate: found {type(image).__name__}, expected a PIL.Image.Image of mode RGB or a numpy array, uint8 [H, W, 3], one image a call"
+            )
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise DataError(f"an array of {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
         height, width = image.shape[:2]

@@ -43,6 +43,7 @@ def assemble(
     description: str = "",
     half: bool = False,
     readme: Path | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Make a model folder from the weights of a score run and of an MI run.
 
@@ -59,13 +60,16 @@ def assemble(
         description: A sentence about it.
         half: Store float16, half the size.
         readme: A model card to put in.
+        overwrite: Replace the model that is there, and all its parts.
     """
     import torch
 
     from miudiff.config import parse
+    from miudiff.methods.folder import check_free
     from miudiff.methods.model import Card, from_runs, save_model
     from miudiff.runs import trained_as
 
+    check_free(out, overwrite)
     try:
         text = readme.read_text(encoding="utf-8") if readme else None
     except UnicodeDecodeError as error:
@@ -130,6 +134,7 @@ def from_adm(
     tile: int = 256,
     licence: str = "not stated",
     set_: Change = (),
+    overwrite: bool = False,
 ) -> int:
     """Make a model folder from an official guided-diffusion (ADM) checkpoint; it has no MI estimator yet.
 
@@ -141,11 +146,14 @@ def from_adm(
         tile: Side of the tiles it is given.
         licence: Under which it may be used.
         set_: A fact of the network in guided-diffusion's words that its weights do not tell, as in --set num_head_channels=64.
+        overwrite: Replace the model that is there, and all its parts.
     """
     from miudiff.config import override, parse
     from miudiff.diffusion.adm import load_adm
+    from miudiff.methods.folder import check_free
     from miudiff.methods.model import Card, Model, save_model
 
+    check_free(out, overwrite)
     about = {"name": name, "mpp": mpp, "tile": tile, "licence": licence}
     card = parse(Card, about, "the model's card")
     save_model(out, Model(load_adm(checkpoint, override({}, set_)), None, card))

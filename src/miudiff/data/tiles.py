@@ -20,12 +20,20 @@ from PIL import Image
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from miudiff.config import Strict
+from miudiff.config import LARGEST_TILE, Scale, Strict
 from miudiff.data.layouts import Stain, open_dataset
 from miudiff.data.patterns import matching, without
 from miudiff.data.splits import Part, Split, official_split, paper_split
 from miudiff.errors import DataError
-from miudiff.images import Pixels, read_image, read_scale, resize, same_scale, to_tensor
+from miudiff.images import (
+    MAX_PIXELS,
+    Pixels,
+    read_image,
+    read_scale,
+    resize,
+    same_scale,
+    to_tensor,
+)
 from miudiff.noise import NoiseKey
 
 
@@ -36,8 +44,8 @@ class SourceConfig(Strict):
         description="Pattern below `data.root`, as in 'trainB/*.jpg', or 'twin:train' / 'twin:test'."
     )
     marker: str | None = Field(None, description="The marker's name, for a model of several.")
-    mpp: float | None = Field(
-        None, gt=0, description="Micrometres per pixel of the files, where they do not state it."
+    mpp: Scale | None = Field(
+        None, description="Micrometres per pixel of the files, where they do not state it."
     )
     split: Literal["official", "paper"] | None = Field(
         None,
@@ -47,7 +55,7 @@ class SourceConfig(Strict):
     split_seed: int = Field(0, description="Seed of the paper's split.")
     exclude: tuple[str, ...] = Field((), description="Patterns of file names to leave out.")
     weight: float = Field(
-        1.0, gt=0, description="How often a tile is drawn from here, relative to the other sources."
+        1.0, gt=0, le=10**9, description="How often a tile is drawn from here, relative to the other sources."
     )
 
 
@@ -59,10 +67,9 @@ class DataConfig(Strict):
 
     root: Path = Field(Path("."), description="The folder that the sources' patterns start from.")
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    size: int = Field(256, ge=8, description="Side of a tile in pixels.")
-    mpp: float | None = Field(
+    size: int = Field(256, ge=8, le=LARGEST_TILE, description="Side of a tile in pixels.")
+    mpp: Scale | None = Field(
         None,
-        gt=0,
         description="Micrometres per pixel of a tile; needed unless `fit` is on, where it is what the shrunk images must have.",
     )
     fit: bool = Field(
@@ -317,11 +324,12 @@ def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Scaled:
         assert config.mpp is not None
         factor = mpp / config.mpp
     height, width = round(pixels.shape[0] * factor), round(pixels.shape[1] * factor)
+    found = f"{path}: {width} x {height} pixels{f' at {config.mpp:g} um/px' if config.mpp else ''}"
     need = math.ceil(config.size * (1 + config.scale_jitter))
     if min(height, width) < need:
-        raise DataError(
-            f"{path}: {width} x {height} pixels{f' at {config.mpp:g} um/px' if config.mpp else ''}, expected at least {need} on each side"
-        )
+        raise DataError(f"{found}, expected at least {need} on each side")
+    if height * width > MAX_PIXELS:
+        raise DataError(f"{found}, expected at most {MAX_PIXELS:,}; cut it first, or check the stated scales")
     return Scaled(resize(pixels, height, width), size)
 
 

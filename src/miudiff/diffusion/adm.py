@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from miudiff.checkpoints import fill, load_tensors
-from miudiff.config import Strict, parse
+from miudiff.config import LARGEST_TILE, Strict, parse
 from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
-from miudiff.diffusion.sde import VPSDE
+from miudiff.diffusion.sde import MOST_STEPS, VPSDE
 from miudiff.errors import CheckpointError, ConfigError
 
 _RESNET = {
@@ -49,7 +49,7 @@ Numbers = Annotated[tuple[float, ...] | None, BeforeValidator(_listed)]
 class AdmConfig(Strict):
     """A network in the words of guided-diffusion's scripts and `UNetModel`; None: as the weights say."""
 
-    image_size: int | None = Field(None, ge=8)
+    image_size: int | None = Field(None, ge=8, le=LARGEST_TILE)
     in_channels: int | None = None
     model_channels: int | None = Field(None, description="`num_channels` of the scripts.")
     num_channels: int | None = None
@@ -70,7 +70,7 @@ class AdmConfig(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     conv_resample: bool = True
     dims: int = 2
-    diffusion_steps: int = Field(1000, ge=1)
+    diffusion_steps: int = Field(1000, ge=2, le=MOST_STEPS)
     noise_schedule: str = "linear"
     predict_xstart: bool = False
     rescale_timesteps: bool = False
@@ -237,21 +237,22 @@ def _describe(state: Mapping[str, Tensor], config: AdmConfig, where: str) -> Net
         raise ConfigError(f"{where}: 'image_size': {size} cannot be halved {levels - 1} times")
     attending = [c for c, a in zip(channels, attended, strict=True) if a] + [channels[-1]]
     heads, head_channels = _heads(config, attending, where)
-    network = NetworkConfig(
-        size=size,
-        channels=channels,
-        layers=layers,
-        attention=tuple(size >> level for level in range(levels) if attended[level]),
-        heads=heads,
-        head_channels=head_channels,
-        groups=32,
-        time_channels=time_channels if time_channels != channels[0] else None,
-        scale_shift=length("input_blocks.1.0.emb_layers.1.weight") == 2 * channels[0],
-        residual_sampling=f"input_blocks.{layers + 1}.0.in_layers.0.weight" in state,
-        learned_variance=outputs == 6,
-        markers=length("label_emb.weight") if "label_emb.weight" in state else None,
-        dropout=config.dropout,
-    )
+    told: dict[str, object] = {
+        "size": size,
+        "channels": channels,
+        "layers": layers,
+        "attention": tuple(size >> level for level in range(levels) if attended[level]),
+        "heads": heads,
+        "head_channels": head_channels,
+        "groups": 32,
+        "time_channels": time_channels if time_channels != channels[0] else None,
+        "scale_shift": length("input_blocks.1.0.emb_layers.1.weight") == 2 * channels[0],
+        "residual_sampling": f"input_blocks.{layers + 1}.0.in_layers.0.weight" in state,
+        "learned_variance": outputs == 6,
+        "markers": length("label_emb.weight") if "label_emb.weight" in state else None,
+        "dropout": config.dropout,
+    }
+    network = parse(NetworkConfig, told, where)
     _agree(network, time_channels, config, where)
     return network
 

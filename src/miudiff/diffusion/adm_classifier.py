@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from miudiff.checkpoints import load_tensors
+from miudiff.config import parse
 from miudiff.diffusion.adm import adm_names, renamed
 from miudiff.diffusion.classifier import ClassifierNetwork, NoisedClassifier, filled
 from miudiff.errors import CheckpointError
@@ -71,12 +72,13 @@ def _describe(state: Mapping[str, Tensor], layers: int, head_channels: int, wher
         if count % multiple:
             raise CheckpointError(f"{where}: {count} channels, expected a multiple of {multiple}")
     size, time_channels = side << (levels - 1), length("time_embed.0.weight", 1)
-    return ClassifierNetwork(
-        size=size,
-        channels=channels,
-        layers=layers,
-        attention=tuple(size >> level for level in range(levels) if attended[level]),
-        head_channels=head_channels,
-        time_channels=time_channels if time_channels != channels[0] else None,
-        classes=length("out.2.c_proj.weight"),
-    )
+    told: dict[str, object] = {
+        "size": size,
+        "channels": channels,
+        "layers": layers,
+        "attention": tuple(size >> level for level in range(levels) if attended[level]),
+        "head_channels": head_channels,
+        "time_channels": time_channels if time_channels != channels[0] else None,
+        "classes": length("out.2.c_proj.weight"),
+    }
+    return parse(ClassifierNetwork, told, where)

@@ -9,15 +9,16 @@ It is guided-diffusion's classifier: the first half of its U-Net, and attention 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
-from miudiff.config import Strict, parse
-from miudiff.diffusion.score import NetworkConfig, build_unet
+from miudiff.config import LARGEST_TILE, Strict, Width, parse
+from miudiff.diffusion.score import Channels, Layers, NetworkConfig, build_unet
 from miudiff.diffusion.sde import Times
 from miudiff.errors import CheckpointError, ConfigError
 
@@ -26,21 +27,35 @@ class ClassifierNetwork(Strict):
     """The classifier's network; the defaults are those of guided-diffusion's at 256 x 256, with two classes."""
 
     size: int = Field(
-        256, ge=8, description="Side of the images that it classifies; features are of any side."
+        256,
+        ge=8,
+        le=LARGEST_TILE,
+        description="Side of the images that it classifies; features are of any side.",
     )
-    channels: tuple[int, ...] = Field(
-        (128, 128, 256, 256, 512, 512), description="Channels at each resolution."
-    )
-    layers: int = Field(2, ge=1, description="Residual blocks at each resolution.")
+    channels: Channels = Field((128, 128, 256, 256, 512, 512), description="Channels at each resolution.")
+    layers: Layers = Field(2, description="Residual blocks at each resolution.")
     attention: tuple[int, ...] = Field(
-        (32, 16, 8), description="Sides of the feature maps that get self-attention."
+        (32, 16, 8), max_length=64, description="Sides of the feature maps that get self-attention."
     )
-    head_channels: int = Field(64, ge=1, description="Channels of an attention head.")
-    time_channels: int | None = Field(
-        None, ge=2, description="Width of the time's sinusoids; None: `channels[0]`."
+    head_channels: Width = Field(64, description="Channels of an attention head.")
+    time_channels: Annotated[Width, Field(ge=2)] | None = Field(
+        None, description="Width of the time's sinusoids; None: `channels[0]`."
     )
-    groups: int = Field(32, ge=1, description="Groups of each GroupNorm.")
-    classes: int = Field(2, ge=2)
+    groups: Width = Field(32, description="Groups of each GroupNorm.")
+    classes: Annotated[Width, Field(ge=2)] = 2
+
+    @model_validator(mode="after")
+    def _is_half_a_unet(self) -> Self:
+        """What `NetworkConfig` refuses is refused here, too."""
+        if not self.pooled:
+            raise ValueError(
+                f"size: found {self.size}, expected at least {2 ** (len(self.channels) - 1)} for {len(self.channels)} resolutions"
+            )
+        try:
+            self.unet()
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        return self
 
     @property
     def pooled(self) -> int:
@@ -140,8 +155,8 @@ def filled(config: ClassifierNetwork, weights: dict[str, Tensor], where: str) ->
     Raises:
         CheckpointError: They do not fit; `where` names their origin.
     """
-    with torch.device("meta"):  # no time lost on initial weights
+    with torch.device("meta"):  # no time lost on initial weights, and no memory before the weights fit
         classifier = NoisedClassifier(config)
-    classifier.to_empty(device="cpu")
-    fill(classifier, weights, where, "the network")
+    fill(classifier, weights, where, "the network", assign=True)
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves it out
     return classifier.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import torch
 from diffusers import UNet2DModel
@@ -20,42 +20,42 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json
+from miudiff.config import LARGEST_TILE, Strict, Width, parse
 from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.sde import VPSDE, Times, at
-from miudiff.errors import CheckpointError
+from miudiff.errors import CheckpointError, ConfigError
+
+Channels = Annotated[tuple[Width, ...], Field(min_length=1, max_length=12)]
+Layers = Annotated[int, Field(ge=1, le=32)]
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(Strict):
     """A U-Net for images of `size` pixels."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int = Field(256, ge=8, description="Tile side that `attention` refers to; other sides work too.")
-    channels: tuple[int, ...] = Field(
-        (128, 128, 256, 256, 512, 512), min_length=1, description="Channels at each resolution."
+    size: int = Field(
+        256, ge=8, le=LARGEST_TILE, description="Tile side that `attention` refers to; other sides work too."
     )
-    layers: int = Field(1, ge=1, description="Residual blocks at each resolution.")
+    channels: Channels = Field((128, 128, 256, 256, 512, 512), description="Channels at each resolution.")
+    layers: Layers = Field(1, description="Residual blocks at each resolution.")
     attention: tuple[int, ...] = Field(
-        (32, 16, 8), description="Sides of the feature maps that get self-attention."
+        (32, 16, 8), max_length=64, description="Sides of the feature maps that get self-attention."
     )
-    head_channels: int | None = Field(64, ge=1, description="Channels of an attention head.")
-    heads: int | None = Field(
-        None, ge=1, description="Heads at every resolution, in place of `head_channels`."
+    head_channels: Width | None = Field(64, description="Channels of an attention head.")
+    heads: Width | None = Field(None, description="Heads at every resolution, in place of `head_channels`.")
+    time_channels: Annotated[Width, Field(ge=2)] | None = Field(
+        None, description="Width of the time's sinusoids; None: `channels[0]`."
     )
-    time_channels: int | None = Field(
-        None, ge=2, description="Width of the time's sinusoids; None: `channels[0]`."
-    )
-    groups: int = Field(32, ge=1, description="Groups of each GroupNorm.")
+    groups: Width = Field(32, description="Groups of each GroupNorm.")
     scale_shift: bool = Field(True, description="Time enters as scale and shift of the norm.")
     residual_sampling: bool = Field(True, description="Up- and down-sampling inside residual blocks.")
     learned_variance: bool = Field(True, description="A second half of the output interpolates the variance.")
-    markers: int | None = Field(None, ge=1, description="Number of markers of a conditional model.")
+    markers: Width | None = Field(None, description="Number of markers of a conditional model.")
     dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         """What diffusers would meet as a shape that does not fit, or round off without a word."""
-        if uneven := [width for width in self.channels if width < 1 or width % self.groups]:
+        if uneven := [width for width in self.channels if width % self.groups]:
             raise ValueError(f"channels: found {uneven[0]}, expected multiples of groups, {self.groups}")
         # The middle block attends, too.
         attending = {
@@ -110,6 +110,48 @@ def build_unet(config: NetworkConfig) -> UNet2DModel:
     return unet.to(memory_format=torch.channels_last)
 
 
+Down = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+Up = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+Sampling = Literal["conv", "resnet"]
+
+
+class _Stated(BaseModel):
+    """The networks among diffusers' `UNet2DModel` that a `ScoreModel` can be, in the words of its `config.json`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)  # of other versions
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3, 6] = 3
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Annotated[int, Field(ge=1, le=2**18)] | None = None
+    freq_shift: int = Field(0, ge=0, le=1)
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[Down, ...] = Field(max_length=12)
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    up_block_types: tuple[Up, ...] = Field(max_length=12)
+    block_out_channels: Channels
+    layers_per_block: Layers = 2
+    mid_block_scale_factor: float = Field(1, gt=0, le=100)
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Sampling = "conv"
+    upsample_type: Sampling = "conv"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
+    attention_head_dim: Width | None = 8
+    norm_num_groups: Width = 32
+    attn_norm_num_groups: Width | None = None
+    norm_eps: float = Field(1e-5, gt=0, lt=1)
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True
+    class_embed_type: None = None
+    num_class_embeds: Width | None = None
+    num_train_timesteps: int | None = None  # of learned embeddings alone
+    num_attention_heads: Width | None = None  # `_extend`'s
+    time_channels: Width | None = None
+
+
 def load_unet(folder: Path) -> UNet2DModel:
     """The network in a diffusers-style folder: config.json and diffusion_pytorch_model.safetensors.
 
@@ -117,14 +159,16 @@ def load_unet(folder: Path) -> UNet2DModel:
         CheckpointError: Something is missing or damaged, or weights and configuration do not belong together.
     """
     config, weights = folder / "config.json", folder / WEIGHTS
-    values = read_json(config)
-    heads, time_channels = values.pop("num_attention_heads", None), values.pop("time_channels", None)
     try:
-        with torch.device("meta"):  # no time lost on initial weights
-            unet = UNet2DModel.from_config(values)
-            _extend(unet, heads, time_channels)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{config}: describes no UNet2DModel ({str(error).splitlines()[0]})") from error
+        stated = parse(_Stated, read_json(config), "describes no UNet2DModel that this package knows")
+        values = stated.model_dump(exclude={"num_attention_heads", "time_channels"}, exclude_unset=True)
+        with torch.device(
+            "meta"
+        ):  # no time lost on initial weights, and no memory taken by sizes that are none
+            unet = UNet2DModel(**values)
+            _extend(unet, stated.num_attention_heads, stated.time_channels)
+    except (ConfigError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{config}: {' '.join(str(error).split())[:200]}") from error
     fill(unet, load_weights(weights), weights, "its config.json", assign=True)
     return unet.to(memory_format=torch.channels_last).eval()
 
@@ -134,6 +178,10 @@ def _extend(unet: UNet2DModel, heads: int | None, time_channels: int | None) -> 
     if heads:
         for module in unet.modules():
             if isinstance(module, Attention):
+                if module.inner_dim % heads:
+                    raise ValueError(
+                        f"num_attention_heads: found {heads}, expected a divisor of {module.inner_dim} channels"
+                    )
                 module.heads = module.sliceable_head_dim = heads
                 module.scale = (module.inner_dim // heads) ** -0.5
         unet.register_to_config(num_attention_heads=heads)

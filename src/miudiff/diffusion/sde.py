@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Times = int | Tensor
+MOST_STEPS = 10_000  # of a chain: ten times what networks are trained on
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from miudiff.config import Strict
+from miudiff.config import Strict, Width
 from miudiff.diffusion.sde import VPSDE
 from miudiff.images import gradient_map, luma
 from miudiff.information.mine import donsker_varadhan
@@ -29,13 +29,15 @@ class EstimatorConfig(Strict):
     """The statistics network and the patches it sees."""
 
     critic: Literal["separable", "joint", "mlp"] = "separable"
-    channels: tuple[int, ...] = Field((32, 64, 96), min_length=1, description="Channels after each halving.")
-    patch: int = Field(32, ge=8, description="Side of a patch in pixels.")
+    channels: tuple[Width, ...] = Field(
+        (32, 64, 96), min_length=1, max_length=12, description="Channels after each halving."
+    )
+    patch: int = Field(32, ge=8, le=512, description="Side of a patch in pixels.")
     bound: float | None = Field(
         10.0, gt=0, description="The statistic is bound * tanh(T / bound); None leaves it unbounded."
     )
     shuffles: int = Field(
-        4, ge=1, description="Marginal pairs for each joint pair, where the critic is not separable."
+        4, ge=1, le=1000, description="Marginal pairs for each joint pair, where the critic is not separable."
     )
     gradient: Literal["luma", "rgb"] = Field(
         "luma", description="Gradient map of luma (1 channel) or of each colour (SPSR's 3)."

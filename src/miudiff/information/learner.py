@@ -48,7 +48,7 @@ class MIConfig(Strict):
     rate: float = Field(
         0.01, gt=0, le=1, description="Rate of the moving average in the gradient's denominator."
     )
-    bins: int = Field(10, ge=1, description="Noise levels with moving averages of their own.")
+    bins: int = Field(10, ge=1, le=1000, description="Noise levels with moving averages of their own.")
     ema: float = Field(0.995, ge=0, lt=1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from miudiff.checkpoints import Part
-from miudiff.config import Strict
+from miudiff.config import Strict, Width
 from miudiff.contrast import Epsilon, PatchHeads, patch_nce
 from miudiff.errors import NonFiniteError
 from miudiff.gan import (
-    FIRST_BLOCK,
     Discriminator,
     DiscriminatorConfig,
     Generator,
@@ -35,12 +34,21 @@ from miudiff.methods.generator import GeneratorModel, MethodName, save_generator
 from miudiff.methods.model import Card
 from miudiff.noise import NoiseKey
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+TAPS = (0, 4, 8, 12, 16)  # CUT's layers
+
+
+def _taps_in_the_encoder(values: dict[str, Any]) -> tuple[int, ...]:
+    """CUT's layers, as far as the generator's encoder has them."""
+    generator = values.get("generator")  # none where it is wrong, which is told
+    return tuple(tap for tap in TAPS if generator is None or tap < generator.encoder_layers)
+
 
 class AdamConfig(Strict):
     """Adam, for all three networks."""
 
     lr: float = Field(2e-4, gt=0)
-    betas: tuple[float, float] = (0.5, 0.999)
+    betas: tuple[Share, Share] = (0.5, 0.999)
 
 
 class AdversarialConfig(Strict):
@@ -53,26 +61,27 @@ class AdversarialConfig(Strict):
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     optimizer: AdamConfig = AdamConfig()
-    epochs: int = Field(200, ge=0, description="Parts of the run at the full learning rate.")
-    decay_epochs: int = Field(200, ge=0, description="Parts over which the rate falls linearly.")
+    epochs: int = Field(200, ge=0, le=10**6, description="Parts of the run at the full learning rate.")
+    decay_epochs: int = Field(200, ge=0, le=10**6, description="Parts over which the rate falls linearly.")
     gan_weight: float = Field(1.0, ge=0, description="Of the generator's adversarial loss.")
     nce_weight: float = Field(1.0, ge=0, description="Of the patch loss between H&E and virtual IHC.")
     identity: bool = Field(True, description="The patch loss between real IHC and its translation too.")
     taps: tuple[int, ...] = Field(
-        (0, 4, 8, 12, 16),
+        default_factory=_taps_in_the_encoder,
         min_length=1,
-        description="The layers of the generator's encoder that are compared.",
+        max_length=64,
+        description="The layers of the generator's encoder that are compared; by default CUT's 0, 4, 8, 12, 16, as far as it has them.",
     )
-    patches: int = Field(256, ge=2, description="Places of each layer that are compared.")
-    head_width: int = Field(256, ge=1, description="Width of the heads.")
+    patches: int = Field(256, ge=2, le=65_536, description="Places of each layer that are compared.")
+    head_width: Width = Field(256, description="Width of the heads.")
     temperature: float = Field(0.07, gt=0)
 
     @field_validator("taps")
     @classmethod
     def _in_the_encoder(cls, taps: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         generator = info.data.get("generator")
-        if generator and not 0 <= min(taps) <= max(taps) < FIRST_BLOCK + generator.blocks:
-            raise ValueError(f"expected layers of the encoder, 0 to {FIRST_BLOCK + generator.blocks - 1}")
+        if generator and not 0 <= min(taps) <= max(taps) < generator.encoder_layers:
+            raise ValueError(f"expected layers of the encoder, 0 to {generator.encoder_layers - 1}")
         return taps
 
     @property

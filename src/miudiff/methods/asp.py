@@ -32,8 +32,8 @@ class ASPConfig(AdversarialConfig):
 
     generator: GeneratorConfig = GeneratorConfig(blocks=6, spectral_norm=True)
     discriminator: DiscriminatorConfig = DiscriminatorConfig(width=32, layers=5, spectral_norm=True)
-    epochs: int = Field(30, ge=0, description="Parts of the run at the full learning rate.")
-    decay_epochs: int = Field(10, ge=0, description="Parts over which the rate falls linearly.")
+    epochs: int = Field(30, ge=0, le=10**6, description="Parts of the run at the full learning rate.")
+    decay_epochs: int = Field(10, ge=0, le=10**6, description="Parts over which the rate falls linearly.")
     nce_weight: float = Field(10.0, ge=0, description="Of the patch loss between H&E and virtual IHC.")
     identity: bool = Field(
         False, description="Add the patch loss between real IHC and its translation; not in the official run."
@@ -49,6 +49,7 @@ class ASPConfig(AdversarialConfig):
     pyramid: tuple[float, ...] = Field(
         (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
         min_length=2,
+        max_length=12,
         description="Weights of the pyramid's levels, the finest first.",
     )
     epsilon: Epsilon = Field(

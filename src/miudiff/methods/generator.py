@@ -20,7 +20,8 @@ from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_wei
 from miudiff.device import Placement
 from miudiff.errors import CheckpointError
 from miudiff.gan import Generator, GeneratorConfig
-from miudiff.methods.model import Card, fingerprint, model_folder, parse_part
+from miudiff.methods.folder import INDEX, digests, fingerprint, whole
+from miudiff.methods.model import Card, model_folder, parse_part
 from miudiff.noise import NoiseSource
 
 MethodName = Literal["cut", "fastcut", "asp"]
@@ -76,17 +77,21 @@ def without_norms(generator: Generator) -> Generator:
 
 
 def save_generator_model(folder: Path, model: GeneratorModel, dtype: torch.dtype | None = None) -> None:
-    """Write a model folder, its weights last; as `dtype` (float16 halves the size) or as they are."""
-    part = folder / "generator"
-    part.mkdir(parents=True, exist_ok=True)
-    write_json(part / "config.json", model.generator.config.model_dump(mode="json"))
-    index = {
-        "_class_name": "VirtualStainer",
-        "method": model.method,
-        "generator": ["miudiff.gan", "Generator"],
-    }
-    write_json(folder / "model_index.json", index | json.loads(model.card.model_dump_json()))
-    save_weights(part / WEIGHTS, model.generator.state_dict(), dtype)
+    """Write a model folder in place of one that is there; weights as `dtype` (float16 halves the size) or as they are.
+
+    Raises:
+        DataError: It cannot be written, or the folder holds more than a model.
+    """
+    with whole(folder) as new:
+        write_json(new / "generator" / "config.json", model.generator.config.model_dump(mode="json"))
+        save_weights(new / "generator" / WEIGHTS, model.generator.state_dict(), dtype)
+        index = {
+            "_class_name": "VirtualStainer",
+            "method": model.method,
+            "generator": ["miudiff.gan", "Generator"],
+        }
+        card = json.loads(model.card.model_dump_json())
+        write_json(new / INDEX, index | card | {"sha256": digests(new)})
 
 
 def load_generator_model(name: str | Path, placement: Placement | None = None) -> GeneratorModel:
@@ -96,18 +101,21 @@ def load_generator_model(name: str | Path, placement: Placement | None = None) -
         CheckpointError: Missing or damaged files, another kind of model, or weights that do not fit their configuration.
     """
     folder = model_folder(name)
-    index = folder / "model_index.json"
-    about = {key: value for key, value in read_json(index).items() if not key.startswith("_")}
+    path = folder / INDEX
+    index = read_json(path)
+    about = {key: value for key, value in index.items() if not key.startswith("_") and key != "sha256"}
     method = about.pop("method", None)
     if about.pop("generator", None) is None or method not in get_args(MethodName):
         raise CheckpointError(
-            f"{index}: 'method': found {method!r}, expected a generator of {', '.join(get_args(MethodName))}"
+            f"{path}: 'method': found {method!r}, expected a generator of {', '.join(get_args(MethodName))}"
         )
     part = folder / "generator"
-    card = parse_part(Card, about, index)
+    card = parse_part(Card, about, path)
     config = parse_part(GeneratorConfig, read_json(part / "config.json"), part / "config.json")
-    generator = Generator(config)
-    fill(generator, load_weights(part / WEIGHTS), part / WEIGHTS, "its config.json")
+    with torch.device("meta"):  # no memory before the weights fit
+        generator = Generator(config)
+    fill(generator, load_weights(part / WEIGHTS), part / WEIGHTS, "its config.json", assign=True)
     device = placement.device if placement else torch.device("cpu")
+    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves it out
     generator = generator.eval().requires_grad_(False).to(device)
-    return GeneratorModel(generator, card, method, fingerprint(folder))
+    return GeneratorModel(generator, card, method, fingerprint(folder, index))

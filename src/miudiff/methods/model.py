@@ -1,6 +1,6 @@
 """A model to use: score network, MI estimator, and what a user must know of them, in one diffusers-style folder.
 
-model_index.json                      what it is, its markers, its scale
+model_index.json                      what it is, its markers, its scale, the digests of its files
 unet/                                 plain diffusers: UNet2DModel.from_pretrained(folder, subfolder="unet")
 scheduler/scheduler_config.json       plain diffusers: DDPMScheduler
 mi_estimator/, classifier/            config.json and safetensors; the classifier is for EGSDE alone
@@ -9,28 +9,28 @@ README.md                             the model card
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
-from miudiff.config import Strict, parse
+from miudiff.config import LARGEST_TILE, Scale, Strict, did_you_mean, parse
 from miudiff.data.twin import twin_region
 from miudiff.device import Placement
 from miudiff.diffusion.classifier import NoisedClassifier, load_classifier, save_classifier
 from miudiff.diffusion.score import ScoreModel, load_unet
-from miudiff.diffusion.sde import VPSDE
+from miudiff.diffusion.sde import MOST_STEPS, VPSDE
 from miudiff.errors import CheckpointError, ConfigError
 from miudiff.images import Pixels, list_images, read_image, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
+from miudiff.methods.folder import INDEX, PARTS, digests, fingerprint, whole
 from miudiff.methods.tone import Channel, ToneCurve, measure_tone
 
 SHIPPED = "ki67-small"
@@ -43,8 +43,8 @@ class Card(Strict):
     markers: tuple[str, ...] = Field(
         (), description="The markers it can stain; empty for a model of one, unnamed."
     )
-    mpp: float | None = Field(None, gt=0, description="Micrometres per pixel that it was trained at.")
-    tile: int = Field(256, ge=8, description="Side of a tile that it handles at once.")
+    mpp: Scale | None = Field(None, description="Micrometres per pixel that it was trained at.")
+    tile: int = Field(256, ge=8, le=LARGEST_TILE, description="Side of a tile that it handles at once.")
     tone: dict[str, ToneCurve] = Field({}, description="The luma curve of each marker, `methods.tone`.")
     licence: str = "not stated"
     description: str = ""
@@ -57,7 +57,7 @@ class Card(Strict):
         """
         if marker is not None and marker not in self.markers:
             raise ConfigError(
-                f"marker '{marker}': the model '{self.name}' has {', '.join(self.markers) or 'one, without a name'}"
+                f"marker '{marker}': the model '{self.name}' has {', '.join(self.markers) or 'one, without a name'}{did_you_mean(marker, self.markers)}"
             )
 
 
@@ -100,11 +100,11 @@ def model_folder(name: str | Path) -> Path:
     """
     shipped = Path(str(files("miudiff"))) / "weights"
     for folder in (Path(name), shipped / str(name)):
-        if (folder / "model_index.json").is_file():
+        if (folder / INDEX).is_file():
             return folder
     found = sorted(p.parent.name for p in shipped.glob("*/model_index.json"))
     raise CheckpointError(
-        f"{name}: no model there (no model_index.json), expected a model folder or one of: {', '.join(found) or 'none ships'}"
+        f"{name}: no model there (no model_index.json), expected a model folder or one of: {', '.join(found) or 'none ships'}{did_you_mean(Path(name).name, found)}"
     )
 
 
@@ -115,11 +115,11 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         CheckpointError: Missing or damaged files, or weights that do not fit their configuration.
     """
     folder = model_folder(name)
-    index = read_json(folder / "model_index.json")
-    card = _card(index, folder / "model_index.json")
+    index = read_json(folder / INDEX)
+    card = _card(index, folder / INDEX)
     sde = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     score = ScoreModel(load_unet(folder / "unet"), sde)
-    _check_markers(score, card, folder / "model_index.json")
+    _check_markers(score, card, folder / INDEX)
     estimator = None
     if "mi_estimator" in index:  # a folder that is only left there by another model is none of this one
         estimator = _load_estimator(folder / "mi_estimator", sde).eval().requires_grad_(False)
@@ -131,27 +131,14 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         score.eval().requires_grad_(False).to(device),
         estimator.to(device) if estimator else None,
         card,
-        fingerprint(folder, card.tone),
+        fingerprint(folder, index, card.tone),
         classifier.to(device) if classifier else None,
     )
 
 
 def _card(index: Mapping[str, Any], path: Path) -> Card:
-    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in _COMPONENTS}
+    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in (*PARTS, "sha256")}
     return parse_part(Card, about, path)
-
-
-def fingerprint(folder: Path, tone: Mapping[str, ToneCurve] | None = None) -> str:
-    """Short digest of every weights file and luma curve: two trainings of one name are two models."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob(f"*/{WEIGHTS}")):
-        digest.update(path.read_bytes())
-    for marker, curve in sorted((tone or {}).items()):
-        digest.update(f"{marker} {curve.model_dump_json()}".encode())
-    return digest.hexdigest()[:16]
-
-
-_COMPONENTS = ("unet", "scheduler", "mi_estimator", "classifier")
 
 
 Settings = TypeVar("Settings", bound=Strict)
@@ -165,28 +152,46 @@ def parse_part(kind: type[Settings], values: Mapping[str, Any], path: Path) -> S
         raise CheckpointError(str(error)) from error
 
 
-def _read_schedule(path: Path) -> VPSDE:
-    schedule = read_json(path)
-    for key, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon")):
-        if schedule.get(key, expected) != expected:
-            raise CheckpointError(f"{path}: '{key}': found {schedule[key]!r}, expected {expected}")
-    try:
-        steps = int(schedule["num_train_timesteps"])
-        first, last = float(schedule["beta_start"]), float(schedule["beta_end"])
-        if not (steps >= 2 and 0 < first <= last < 1):
+class _Schedule(BaseModel):
+    """What of diffusers' `scheduler_config.json` the noise depends on."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    num_train_timesteps: int = Field(ge=2, le=MOST_STEPS)
+    beta_start: float = Field(gt=0, lt=1)
+    beta_end: float = Field(gt=0, lt=1)
+    trained_betas: None = None
+    rescale_betas_zero_snr: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.beta_end < self.beta_start:
             raise ValueError(
-                f"{steps} steps with betas from {first:g} to {last:g}, expected shares of 1 that rise"
+                f"beta_end: found {self.beta_end:g}, expected at least beta_start, {self.beta_start:g}"
             )
-        # `VPSDE` counts betas as for 1000 steps, diffusers as they are
-        return VPSDE(steps, first * steps / 1000, last * steps / 1000)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be used ({type(error).__name__}: {error})") from error
+        return self
+
+
+def _read_schedule(path: Path) -> VPSDE:
+    values = read_json(path)
+    for key, expected in (("beta_schedule", "linear"), ("prediction_type", "epsilon")):
+        if values.get(key, expected) != expected:
+            raise CheckpointError(f"{path}: '{key}': found {values[key]!r}, expected {expected}")
+    try:
+        stated = parse(_Schedule, values, "cannot be used")
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    # `VPSDE` counts betas as for 1000 steps, diffusers as they are
+    share = stated.num_train_timesteps / 1000
+    return VPSDE(stated.num_train_timesteps, stated.beta_start * share, stated.beta_end * share)
 
 
 def _load_estimator(folder: Path, sde: VPSDE | None = None) -> Estimator:
     settings = read_json(folder / "config.json")
-    estimator = Estimator(parse_part(EstimatorConfig, settings, folder / "config.json"), sde)
-    fill(estimator, load_weights(folder / WEIGHTS), folder / WEIGHTS, "its config.json")
+    config = parse_part(EstimatorConfig, settings, folder / "config.json")
+    with torch.device("meta"):  # no memory before the weights fit
+        estimator = Estimator(config, sde)
+    fill(estimator, load_weights(folder / WEIGHTS), folder / WEIGHTS, "its config.json", assign=True)
     return estimator
 
 
@@ -201,9 +206,30 @@ def _check_markers(score: ScoreModel, card: Card, where: Path) -> None:
 def save_model(
     folder: Path, model: Model, dtype: torch.dtype | None = None, readme: str | None = None
 ) -> None:
-    """Write a model folder; weights as `dtype` (float16 halves the size) or as they are."""
+    """Write a model folder in place of one that is there; weights as `dtype` (float16 halves the size) or as they are.
+
+    Raises:
+        DataError: It cannot be written, or the folder holds more than a model.
+    """
+    with whole(folder) as new:
+        _save_parts(new, model, dtype)
+        index = {
+            "_class_name": "VirtualStainer",
+            "unet": ["diffusers", "UNet2DModel"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+        }
+        if model.estimator is not None:
+            index["mi_estimator"] = ["miudiff.information.estimator", "Estimator"]
+        if model.classifier is not None:
+            index["classifier"] = ["miudiff.diffusion.classifier", "NoisedClassifier"]
+        if readme is not None:
+            write_bytes(new / "README.md", readme.encode())
+        card = json.loads(model.card.model_dump_json())
+        write_json(new / INDEX, index | card | {"sha256": digests(new)})
+
+
+def _save_parts(folder: Path, model: Model, dtype: torch.dtype | None) -> None:
     sde = model.score.sde
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "unet" / "config.json", json.loads(model.score.unet.to_json_string()))
     save_weights(folder / "unet" / WEIGHTS, model.score.unet.state_dict(), dtype)
     if model.estimator is not None:
@@ -223,18 +249,6 @@ def save_model(
             "prediction_type": "epsilon",
         },
     )
-    index = {
-        "_class_name": "VirtualStainer",
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-    }
-    if model.estimator is not None:
-        index["mi_estimator"] = ["miudiff.information.estimator", "Estimator"]
-    if model.classifier is not None:
-        index["classifier"] = ["miudiff.diffusion.classifier", "NoisedClassifier"]
-    if readme is not None:
-        write_bytes(folder / "README.md", readme.encode())
-    write_json(folder / "model_index.json", index | json.loads(model.card.model_dump_json()))
 
 
 def from_runs(
@@ -266,11 +280,13 @@ def add_tone(
         CheckpointError, ConfigError: No model folder there, or not a marker of it.
         DataError: A folder without readable images.
     """
-    path = folder / "model_index.json"
+    path = folder / INDEX
     index = read_json(path)
     markers = _card(index, path).markers
     if marker not in markers:
-        raise ConfigError(f"marker '{marker}': {path} has {', '.join(markers) or 'none'}")
+        raise ConfigError(
+            f"marker '{marker}': {path} has {', '.join(markers) or 'none'}{did_you_mean(marker, markers)}"
+        )
     curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"), channel, keep_ground)
     index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
     write_json(path, index)

@@ -7,12 +7,11 @@ settings once they are trained: their model says which they are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 from miudiff.checkpoints import read_json
-from miudiff.config import Strict, override, parse
+from miudiff.config import Strict, did_you_mean, override, parse
 from miudiff.device import Placement
 from miudiff.errors import ConfigError
 from miudiff.methods import egsde, ilvr, sdedit
@@ -54,13 +53,15 @@ def configure(method: str, preset: str | None = None, changes: Sequence[str] = (
         ConfigError: No such system or preset, or a change that does not fit.
     """
     if method not in SYSTEMS:
-        raise ConfigError(f"method '{method}': expected one of {', '.join(SYSTEMS)}")
+        raise ConfigError(
+            f"method '{method}': expected one of {', '.join(SYSTEMS)}{did_you_mean(method, SYSTEMS)}"
+        )
     system = SYSTEMS[method]
     preset = preset or system.usual
     if preset not in system.presets:
-        near = get_close_matches(preset, system.presets, 1)
-        meant = f'; did you mean "{near[0]}"?' if near else ""
-        raise ConfigError(f"preset '{preset}': {method} has {', '.join(system.presets)}{meant}")
+        raise ConfigError(
+            f"preset '{preset}': {method} has {', '.join(system.presets)}{did_you_mean(preset, system.presets)}"
+        )
     return changed(system.presets[preset], changes, f"preset {preset}")
 
 

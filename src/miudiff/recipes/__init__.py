@@ -3,6 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+from miudiff.config import did_you_mean
 from miudiff.errors import ConfigError
 
 
@@ -17,4 +18,6 @@ def recipe_path(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    raise ConfigError(f"{name}: no such file, and no recipe of that name; recipes: {', '.join(known)}")
+    raise ConfigError(
+        f"{name}: no such file, and no recipe of that name; recipes: {', '.join(known)}{did_you_mean(name, known)}"
+    )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from miudiff.config import Strict, parse, read_yaml
+from miudiff.config import LARGEST_TILE, LAST_STEP, Strict, did_you_mean, parse, read_yaml
 from miudiff.errors import ConfigError
 
 Task = Literal["score", "mi", "classifier", "cut", "asp"]
@@ -17,10 +17,12 @@ Task = Literal["score", "mi", "classifier", "cut", "asp"]
 class Training(Strict):
     """One learner's run."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    steps: int = Field(ge=1, le=LAST_STEP)
+    batch_size: int = Field(ge=1, le=65_536)
     tile: int = Field(
-        ge=8, description="Side of a training tile; at most that of the smallest training image."
+        ge=8,
+        le=LARGEST_TILE,
+        description="Side of a training tile; at most that of the smallest training image.",
     )
     settings: dict[str, Any] = Field({}, description="The learner's section of a training configuration.")
 
@@ -30,10 +32,10 @@ class Budget(Strict):
 
     description: str = Field(description="What stands under each table made with it.")
     side: int = Field(
-        ge=64, description="Whole images are shrunk until their longer side has this many pixels."
+        ge=64, le=12_000, description="Whole images are shrunk until their longer side has this many pixels."
     )
     images: int | None = Field(None, ge=1, description="Test images at most; null takes all.")
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     reverse_steps: int | None = Field(
         None, ge=2, description="Reverse steps of every diffusion system; null: each index from S on, 300."
     )
@@ -65,5 +67,7 @@ def load_budget(name: str) -> Budget:
     for path in (folder / f"{name}.yaml", Path(name)):
         if path.is_file():
             return parse(Budget, read_yaml(path), str(path))
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ConfigError(f"--budget {name}: no such file, expected one of {known}, or a YAML file like theirs")
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    raise ConfigError(
+        f"--budget {name}: no such file, expected one of {', '.join(known)}, or a YAML file like theirs{did_you_mean(name, known)}"
+    )

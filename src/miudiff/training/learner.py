@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from miudiff.checkpoints import Part
-from miudiff.config import Strict
+from miudiff.config import LAST_STEP, Strict
 from miudiff.errors import NonFiniteError
 from miudiff.noise import NoiseKey
 
@@ -28,9 +28,12 @@ class OptimizerConfig(Strict):
         1e-4, gt=0, description="Learning rate; ILVR's author found 1e-4 unstable at 256 x 256 and took 2e-5."
     )
     weight_decay: float = Field(1e-5, ge=0)
-    warmup: int = Field(0, ge=0, description="Steps over which the rate rises from 0.")
+    warmup: int = Field(0, ge=0, le=LAST_STEP, description="Steps over which the rate rises from 0.")
     decay_from: int | None = Field(
-        None, ge=0, description="Step from which the rate falls along a cosine to a hundredth."
+        None,
+        ge=0,
+        le=LAST_STEP,
+        description="Step from which the rate falls along a cosine to a hundredth.",
     )
     clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
 

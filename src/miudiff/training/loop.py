@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -90,7 +91,7 @@ def train(
     start = load_state(states[-1][1], learner.parts()) if states else 0
     if accelerator.is_main_process:
         for part in folder.glob(".*.part"):  # what a kill left half-written
-            part.unlink()
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
         _trim_log(folder / "metrics.jsonl", start)
         if start:
             say(f"goes on after step {start} ({states[-1][1].name})")

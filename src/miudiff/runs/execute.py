@@ -1,97 +1,35 @@
-"""One YAML file is one run: which learner, on what, how long, where. The same command goes on in the run's folder.
-
-    task: score                     # or mi
-    out: runs/ki67-score
-    markers: [Ki67]
-    data: {root: data, mpp: 1.0, size: 64, sources: [{files: "ihc/*.jpg", marker: Ki67, mpp: 0.25}]}
-    score: {network: {...}, optimizer: {...}}
-
-Systems that learn from both stains (`classifier`, `cut`, `asp`) take H&E from `he`, or, with `paired`, as the partners of the IHC images. Under torchrun the same command trains on every process it starts, on one machine or several.
-"""
+"""A run from its first step to its weights; the same configuration goes on in its folder."""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, model_validator
+from accelerate.state import AcceleratorState
 from torch.utils.data import Dataset
 
 from miudiff.checkpoints import find_states, write_json
-from miudiff.config import Strict, parse, read_yaml, to_yaml
-from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs, names_both_stains
-from miudiff.data.tiles import DataConfig, Tiles, collate, find_images
+from miudiff.config import parse, read_yaml, to_yaml
+from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs
+from miudiff.data.tiles import Tiles, collate, find_images
 from miudiff.device import Placement, place
-from miudiff.diffusion.classifier_learner import ClassifierConfig, ClassifierLearner
-from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
+from miudiff.diffusion.classifier_learner import ClassifierLearner
+from miudiff.diffusion.learner import ScoreLearner
 from miudiff.errors import ConfigError
 from miudiff.images import same_scale, write_bytes
 from miudiff.information.estimator import Estimator
-from miudiff.information.learner import MIConfig, MILearner, held_out_curve
-from miudiff.methods.asp import ASPConfig, ASPLearner
-from miudiff.methods.cut import CUTConfig, CUTLearner
+from miudiff.information.learner import MILearner, held_out_curve
+from miudiff.methods.asp import ASPLearner
+from miudiff.methods.cut import CUTLearner
 from miudiff.methods.model import Card
+from miudiff.runs.config import BOTH_STAINS, RunConfig, Task, check
 from miudiff.training.learner import Learner
 from miudiff.training.loop import LoopConfig, train
-
-Task = Literal["score", "mi", "classifier", "cut", "asp"]
-BOTH_STAINS: tuple[Task, ...] = ("classifier", "cut", "asp")  # learn from batches of "he" and "ihc"
-
-
-class Sections(Strict):
-    """What each task learns with."""
-
-    score: ScoreConfig = ScoreConfig()
-    mi: MIConfig = MIConfig()
-    classifier: ClassifierConfig = ClassifierConfig()
-    cut: CUTConfig = CUTConfig()
-    asp: ASPConfig = ASPConfig()
-
-
-class RunConfig(Sections):
-    """A training run."""
-
-    task: Task = Field(
-        description="What is learned: the score model, the MI estimator, EGSDE's classifier, or the generator of CUT (FastCUT) or ASP."
-    )
-    out: Path = Field(description="The run's folder; the same command goes on in it.")
-    data: DataConfig = Field(description="IHC images.")
-    he: DataConfig | None = Field(
-        None,
-        description="H&E images, for tasks that learn from both; what it does not say is as in `data`. None: those of `data`'s splits.",
-    )
-    paired: bool = Field(
-        False, description="H&E and IHC tiles are the same place of two images of one name, not drawn apart."
-    )
-    held_out: DataConfig | None = Field(
-        None, description="Images to measure the MI estimator on; never trained on."
-    )
-    markers: tuple[str, ...] = Field(
-        (), description="Names of the markers of a model of several, in the order of its classes."
-    )
-    steps: int = Field(40_000, ge=1)
-    batch_size: int = Field(4, ge=1, description="Over all processes.")
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    log_every: int = Field(20, ge=1, description="Steps between lines of the log.")
-    save_every: int = Field(500, ge=1, description="Steps between states; a kill loses at most these.")
-    workers: int = Field(0, ge=0, description="Processes that read tiles.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _he_is_like_data(cls, values: Any) -> Any:
-        """Both stains have one tile size and scale, so they are said once."""
-        he, data = (values.get(key) if isinstance(values, Mapping) else None for key in ("he", "data"))
-        if not isinstance(he, Mapping) or not isinstance(data, Mapping):
-            return values
-        return {**values, "he": {**{k: v for k, v in data.items() if k != "sources"}, **he}}
-
 
 # May differ between the start of a run and its continuation; anything else would make it another run.
 _FREE = ("out", "held_out", "steps", "device", "precision", "log_every", "save_every", "workers")
@@ -105,20 +43,20 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         DataError, DeviceError, NonFiniteError: As their messages say.
         KeyboardInterrupt: After Ctrl-C, once a state is written.
     """
+    check(config)
     placement = place(config.device, config.precision)
     if placement.device.type == "cuda" and placement.device.index is not None:
         torch.cuda.set_device(placement.device)  # accelerate takes the current card
     accelerator = accelerator_on(placement)
     main = accelerator.is_main_process
-    check(config)
-    tiles, count = _tiles(config, say if main else _silent)
-    if main:
-        config.out.mkdir(parents=True, exist_ok=True)
-        _same_run(config)
-        write_bytes(config.out / "run.yaml", to_yaml(config).encode())
-        say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
-    accelerator.wait_for_everyone()
     with leaving(accelerator):
+        tiles, count = _tiles(config, say if main else _silent)
+        if main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            _same_run(config)
+            write_bytes(config.out / "run.yaml", to_yaml(config).encode())
+            say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
+        accelerator.wait_for_everyone()
         _learn(config, tiles, accelerator, say)
         accelerator.wait_for_everyone()
     return config.out / "weights"
@@ -153,6 +91,8 @@ def leaving(accelerator: Accelerator) -> Iterator[None]:
     finally:
         accelerator.free_memory()
         accelerator.end_training()
+        if accelerator.num_processes == 1:  # the next run of this process may be in another precision
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def accelerator_on(placement: Placement) -> Accelerator:
@@ -162,78 +102,8 @@ def accelerator_on(placement: Placement) -> Accelerator:
     )
 
 
-def check(config: RunConfig) -> None:
-    """Refuse what contradicts itself before any image is looked for.
-
-    Raises:
-        ConfigError: Markers, tile sizes or stains that do not fit together.
-    """
-    classes, markers = config.score.network.markers, len(config.markers)
-    mixed = config.task == "score" and classes is None and markers > 1
-    if mixed or classes not in (None, markers):
-        raise ConfigError(
-            f"score.network.markers: found {classes}, expected {markers}, the number of 'markers'"
-        )
-    _check_sizes(config)
-    _check_stains(config)
-    if config.task in ("cut", "asp"):
-        _check_generator(config)
-
-
-def _check_sizes(config: RunConfig) -> None:
-    """Refuse tiles that the network cannot take before any is read."""
-    network, patch = config.score.network, config.mi.estimator.patch
-    if config.task == "score" and config.data.size % network.multiple:
-        raise ConfigError(
-            f"data.size: found {config.data.size}, expected a multiple of {network.multiple}, as score.network.channels halve it"
-        )
-    for key, data in (("data", config.data), ("held_out", config.held_out)):
-        if config.task == "mi" and data is not None and data.size < 2 * patch:
-            raise ConfigError(
-                f"{key}.size: found {data.size}, expected at least {2 * patch}, two patches of mi.estimator.patch"
-            )
-
-
 def _silent(line: str) -> None:
     pass
-
-
-def _check_stains(config: RunConfig) -> None:
-    """Refuse what contradicts itself between `task`, `data`, `he` and `paired`, before any image is looked for."""
-    if config.task not in BOTH_STAINS:
-        if config.he is not None or config.paired:
-            key = "he" if config.he is not None else "paired"
-            raise ConfigError(f"'{key}': the task '{config.task}' learns from IHC alone; leave it out")
-        return
-    if config.he is None:
-        if not all(names_both_stains(source) for source in config.data.sources):
-            raise ConfigError(
-                "'he' is missing: give he.sources, or data.sources that are published datasets with a 'split'"
-            )
-        return
-    he, data = config.he, config.data
-    same: dict[str, tuple[object, object]] = {"size": (he.size, data.size), "mpp": (he.mpp, data.mpp)}
-    same |= {"fit": (he.fit, data.fit), "native": (he.native, data.native)}
-    if config.paired:
-        same["scale_jitter"] = (he.scale_jitter, data.scale_jitter)
-        same["dihedral"] = (he.dihedral, data.dihedral)
-    for key, (found, expected) in same.items():
-        if found != expected:
-            raise ConfigError(f"he.{key}: found {found}, expected {expected} as data.{key}, or nothing")
-
-
-def _check_generator(config: RunConfig) -> None:
-    if config.task == "asp" and not config.paired:
-        raise ConfigError("'paired': found false, expected true: ASP learns from pairs")
-    if len(config.markers) > 1:
-        raise ConfigError(
-            f"'markers': found {len(config.markers)}, expected at most one: a generator stains one marker"
-        )
-    least = config.asp.least if config.task == "asp" else config.cut.discriminator.least
-    if config.data.size < least:
-        raise ConfigError(
-            f"data.size: found {config.data.size}, expected at least {least} for '{config.task}'"
-        )
 
 
 def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Dataset[Any], str]:
