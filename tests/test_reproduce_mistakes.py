@@ -373,7 +373,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(tmp_path, capsys):
         (["table1", *tiny, "--mpp", "sett=0.5"], "no dataset of this name"),
         (["table1", *tiny, "--split", "mine"], "mine"),
         (["table1", *tiny, "--split", "all"], "set has no model; give --model set=FOLDER"),
-        (["table1", *tiny, "--slide-pattern", "("], "slide pattern '(': not a regular expression"),
+        (["table1", *tiny, "--slide-pattern", "("], "slide pattern '(': is not a regular expression"),
         (["table1", *tiny, "--marker", "set=Ki67"], "give --model set=FOLDER, too"),
     ):
         assert run("reproduce", *words) == 2, words
