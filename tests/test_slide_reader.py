@@ -375,6 +375,19 @@ def test_the_tags_of_an_aperio_slide_must_agree(tmp_path, picture, tag, value):
     edit_tag(path, tag, value)
     with pytest.raises(Unreadable):
         level_grids(path, [size])
+    with pytest.raises(SlideError):
+        open_slide(path)
+
+
+def test_another_page_is_not_taken_for_a_scan_whose_tags_cannot_be_read(tmp_path, picture):
+    path = write_svs(tmp_path / "a.svs", [picture])
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages[0].tags["ImageWidth"].offset + 2  # where the type of its value stands
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write((99).to_bytes(2, "little"))
+    with pytest.raises(SlideError, match="its tag 256 is damaged"):
+        open_slide(path)
 
 
 def test_a_tiff_of_one_image_and_a_fifo_are_told_apart(tmp_path):

@@ -129,7 +129,7 @@ def grid(page: Any) -> Grid:
         Unreadable: Its tags do not agree, so that it is not known which pixel lies where.
     """
     key = page.keyframe
-    _check_entries(page)
+    check_entries(page)
     width, height, samples = int(key.imagewidth), int(key.imagelength), int(key.samplesperpixel)
     tile_width = int(key.tilewidth if key.is_tiled else width)
     tile_height = int(key.tilelength if key.is_tiled else min(key.rowsperstrip, height))
@@ -170,7 +170,7 @@ def grid(page: Any) -> Grid:
     return found
 
 
-def _check_entries(page: Any) -> None:
+def check_entries(page: Any) -> None:
     """Raise `Unreadable` if an entry that says how pixels lie cannot be read: tifffile goes on without it."""
     tags = getattr(page, "tags", None)
     if tags is None:  # a page that repeats the entries of another

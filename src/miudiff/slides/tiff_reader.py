@@ -15,7 +15,7 @@ import tifffile
 
 from miudiff.errors import SlideError
 from miudiff.formats.scale import stated
-from miudiff.formats.tiff import YCBCR_INSIDE, check_metadata, decode, grid, photometric
+from miudiff.formats.tiff import YCBCR_INSIDE, check_entries, check_metadata, decode, grid, photometric
 from miudiff.images import MAX_PIXELS, Pixels
 from miudiff.slides.slide import Scale, Slide, Unreadable, isotropic, levels_of, one_line
 from miudiff.slides.tiff_tiles import TileData
@@ -35,6 +35,8 @@ class TiffSlide(Slide):
             ) from error
         try:
             check_metadata(tiff)
+            for page in tiff.pages:  # without one that is damaged, another would be taken for the scan
+                check_entries(page)
             series = _largest(path, tiff)
             pages = [level.pages[0] for level in series.levels if _colour(level)]
             for page in pages:
