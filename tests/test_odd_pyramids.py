@@ -155,3 +155,16 @@ def test_info_goes_on_around_damage_where_it_is_asked_to(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "cannot be read" in told
     assert "tissue" in told
+
+
+def test_a_real_hamamatsu_pyramid_is_read_as_openslide_reads_its_levels(shared):
+    path = shared / "data" / "wsi" / "fluorescence_dapi.ndpi"
+    rng = np.random.default_rng(0)
+    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        for number, level in enumerate(slide.levels):
+            for _ in range(4):
+                w, h = min(300, level.width), min(300, level.height)
+                x, y = int(rng.integers(level.width - w + 1)), int(rng.integers(level.height - h + 1))
+                factor = int(other.level_downsamples[number])
+                expected = np.asarray(other.read_region((x * factor, y * factor), number, (w, h)))
+                np.testing.assert_array_equal(slide.read(x, y, w, h, number), expected[..., :3])

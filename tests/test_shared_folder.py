@@ -12,7 +12,7 @@ from miudiff.cli import main
 from miudiff.images import read_comment, write_image
 from miudiff.locks import lock, lock_of
 from miudiff.methods.model import save_model
-from miudiff.translation import NOTICE
+from miudiff.result_folder import NOTICE
 from slide_run import paint
 from tiny import tiny_model
 
@@ -151,3 +151,24 @@ def test_names_as_long_as_the_disk_allows_and_odd_ones_are_all_written(tmp_path,
     assert code == 0, err
     assert set(names) <= set(os.listdir(os.fsencode(tmp_path / "ihc")))
     assert translate(tmp_path / "he", tmp_path / "ihc")[1].endswith(f"{len(names)} there already, 0 failed\n")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"runs": [{}], "images": {"a.png": {"run": 0.0}}}',
+        '{"runs": [{}], "images": {"a.png": {"run": 1}}}',
+        '{"runs": [{}], "images": {"a.png": {"run": true}}}',
+        '{"runs": 5, "images": []}',
+        "[" * 100_000,
+        '{"runs": [], "images": {"\\ud800": {"run": 1e999}}}',
+    ],
+)
+def test_a_record_that_is_none_is_one_line(he, tmp_path, translate, record):
+    write_image(tmp_path / "ihc" / "a.png", paint(64, 64))
+    (tmp_path / "ihc" / "translation.json").write_text(record)
+    code, _, err = translate(he / "a.png", tmp_path / "ihc")
+    assert code == 2
+    assert err.startswith("miudiff: ")
+    assert "translation.json" in err
+    assert err.count("\n") == 1

@@ -8,22 +8,17 @@ what guidance and refinement did in each step: [t, shift / noise, loss]. One bad
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
-import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
-
 from miudiff import __version__
-from miudiff.checkpoints import append_json, read_json, write_json
-from miudiff.errors import BusyError, CheckpointError, DataError, MiudiffError
+from miudiff.checkpoints import append_json
+from miudiff.errors import DataError, MiudiffError
 from miudiff.images import (
     SUFFIXES,
     irregular,
@@ -35,20 +30,18 @@ from miudiff.images import (
     same_scale,
     write_image,
 )
-from miudiff.locks import is_held, lock, lock_of
+from miudiff.locks import lock, lock_of
 from miudiff.methods.sdedit import StepReport
 from miudiff.progress import Progress, duration
-from miudiff.provenance import SOURCE, difference, source_digest
+from miudiff.provenance import SOURCE, source_digest
+from miudiff.result_folder import NOTICE, RECORD, announce, note, refuse_other, results_in
 from miudiff.slides.reader import is_slide
 from miudiff.slides.result import UNCERTAINTY
 from miudiff.stainer import VirtualStainer
 
 log = logging.getLogger(__name__)
 
-RECORD = "translation.json"
 STEPS = "translation-steps.jsonl"
-NOTICE = "virtual stain: for research use only, not for diagnosis"
-FREE = ("threads",)  # settings that may differ between a result and the command that finds it
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ def without_results(folder: Path, paths: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: All of them are results.
     """
-    known = _results_in(folder)
+    known = results_in(folder)
     he = [path for path in paths if not _is_result(path, known)]
     if paths and not he:
         raise DataError(f"{folder}: holds virtual stains alone, expected H&E images")
@@ -141,21 +134,13 @@ def refuse_result(path: Path) -> None:
     Raises:
         DataError: It is one.
     """
-    if _is_result(path, _results_in(path.parent)):
+    if _is_result(path, results_in(path.parent)):
         raise DataError(f"{path}: is itself a virtual stain, expected an H&E image")
 
 
 def _is_result(path: Path, known: Collection[str]) -> bool:
     named = path.name in known or path.name.lower().endswith(UNCERTAINTY)
     return named or NOTICE in read_comment(path)
-
-
-def _results_in(folder: Path) -> frozenset[str]:
-    """The names of the images that a folder's record tells of."""
-    try:
-        return frozenset(_read_record(folder / RECORD).images)
-    except DataError:  # most often there is none
-        return frozenset()
 
 
 def has_images(source: Path) -> bool:
@@ -192,13 +177,13 @@ def translate_files(
     folder = pairs[0][1].parent
     settings = _settings(stainer, mpp, seed)
     if not overwrite:
-        _refuse_other(folder / RECORD, settings, pairs)
+        refuse_other(folder / RECORD, settings, pairs)
         if all(result.exists() for _, result in pairs):
             return Outcome(skipped=tuple(result for _, result in pairs))
     _check_writable(folder)
     work = _Work(stainer, folder, settings, mpp, seed, overwrite, say)
     outcome = Outcome()
-    with _announced(folder, settings, [result.name for _, result in pairs]):
+    with announce(folder, settings, [result.name for _, result in pairs]):
         for number, (path, result) in enumerate(pairs, 1):
             done = work.translate(path, result)
             outcome += done
@@ -270,46 +255,10 @@ class _Work:
             return Outcome(failed=((path, message),))
         entry = {"source": str(path), SOURCE: digest, "mpp": scale}
         with lock(self.folder / ".translation.lock", wait=True):
-            _record(self.folder / RECORD, self.settings, result.name, entry)
+            note(self.folder / RECORD, self.settings, result.name, entry)
             append_json(self.folder / STEPS, {"image": result.name, "seed": self.seed, "steps": steps.log})
         write_image(result, ihc, scale, NOTICE)
         return Outcome(written=(result,))
-
-
-@contextlib.contextmanager
-def _announced(folder: Path, settings: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
-    """Tell other processes what this one makes in a folder, for as long as it is at work.
-
-    Raises:
-        BusyError: Another process is making one of these with other settings.
-    """
-    mine = folder / f".translation-{socket.gethostname()}-{os.getpid()}.lock"
-    with contextlib.ExitStack() as stack:
-        with lock(folder / ".translation.lock", wait=True):  # one looks and announces at a time
-            for other in folder.glob(".translation-*.lock"):
-                if other != mine and is_held(other):
-                    _refuse_rival(other, settings, names)
-                elif other != mine:
-                    other.unlink(missing_ok=True)  # of a process that was killed
-            mine.unlink(missing_ok=True)  # of a killed process that had this one's number
-            file = stack.enter_context(lock(mine))
-            assert file is not None  # no other process has this one's number
-            file.write(json.dumps({"settings": settings, "names": list(names)}))
-            file.flush()
-        yield
-
-
-def _refuse_rival(path: Path, settings: dict[str, Any], names: Sequence[str]) -> None:
-    try:
-        other = read_json(path)
-        shared = sorted({*names} & {*other["names"]})
-        changed = difference(settings, other["settings"], FREE)
-    except (CheckpointError, KeyError, TypeError):
-        return
-    if shared and changed:
-        raise BusyError(
-            f"{path.parent / shared[0]}: another process is making it with {changed}; wait for it, or give another target"
-        )
 
 
 def _check_writable(folder: Path) -> None:
@@ -368,55 +317,3 @@ def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str
         "method": stainer.name,
         "config": stainer.config.model_dump(mode="json") if stainer.config else {},
     }  # values as JSON gives them back, to be compared
-
-
-def _refuse_other(path: Path, settings: dict[str, Any], pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Refuse results that are there and were made with other settings or of another source."""
-    if not path.exists():
-        return
-    record = _read_record(path)
-    for source, result in pairs:
-        entry = record.images.get(result.name)
-        if entry is None or not result.exists():
-            continue  # somebody's own file is skipped like a finished one
-        made_of = {key: (entry.model_extra or {}).get(key) for key in ("source", SOURCE)}
-        now = settings | {"source": str(source), SOURCE: source_digest(source)}
-        if changed := difference(now, record.runs[entry.run] | made_of, (*FREE, "source")):
-            raise DataError(
-                f"{result}: was made with {changed} ({path.name}); give another target, or --overwrite"
-            )
-
-
-def _record(path: Path, settings: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
-    """Note how the result `name` is made: its entry names one of the `runs`, since files of several can share a folder."""
-    before = _read_record(path) if path.exists() else _Record()
-    runs = before.runs if settings in before.runs else [*before.runs, settings]
-    images = {other: known.model_dump() for other, known in before.images.items()}
-    images[name] = entry | {"run": runs.index(settings)}
-    write_json(path, {"notice": NOTICE, "runs": runs, "images": images})
-
-
-class _Entry(BaseModel):
-    """How one image was made: which of the runs made it, its source and that one's scale."""
-
-    model_config = ConfigDict(extra="allow")
-    run: StrictInt
-
-
-class _Record(BaseModel):
-    """What `RECORD` holds: settings of runs, and for each image which of them made it."""
-
-    runs: list[dict[str, Any]] = []
-    images: dict[str, _Entry] = {}
-
-
-def _read_record(path: Path) -> _Record:
-    try:
-        record = _Record.model_validate(read_json(path))
-    except (ValidationError, CheckpointError) as error:
-        raise DataError(
-            f"{path}: is no record of `miudiff translate`; move it away, or give another target"
-        ) from error
-    if any(entry.run not in range(len(record.runs)) for entry in record.images.values()):
-        raise DataError(f"{path}: names runs that it does not hold; move it away, or give another target")
-    return record

@@ -128,8 +128,9 @@ def translate(
         batch_size: Tiles that the network is given at once: 1 on a processor, 8 on an accelerator; halved where memory is short.
         overwrite: Make results again that are there.
     """
+    from miudiff.result_folder import NOTICE
     from miudiff.stainer import VirtualStainer, check_mpp
-    from miudiff.translation import NOTICE, Outcome, has_images, plan, translate_files
+    from miudiff.translation import Outcome, has_images, plan, translate_files
     from miudiff.whole_slide.jobs import slide_jobs
     from miudiff.whole_slide.translate import stain_slides
 

@@ -19,6 +19,7 @@ from miudiff.errors import BusyError, CheckpointError, DataError, SlideError
 from miudiff.images import beside, same_scale, write_text
 from miudiff.locks import lock, lock_of
 from miudiff.provenance import SOURCE, difference, settings_digest, source_digest
+from miudiff.result_folder import NOTICE
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import Slide
 from miudiff.slides.regions import Feature, Regions, write_features
@@ -26,7 +27,6 @@ from miudiff.slides.result import ROI
 from miudiff.slides.runner import clear
 from miudiff.slides.sight import Rectangle
 from miudiff.stainer import VirtualStainer, check_mpp
-from miudiff.translation import NOTICE
 from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 FAILURES = "failures.csv"

@@ -16,6 +16,7 @@ from miudiff.errors import BusyError, MiudiffError
 from miudiff.images import beside, stem
 from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
+from miudiff.result_folder import NOTICE
 from miudiff.slide_report.make import make_report
 from miudiff.slides.blocks import Encoder
 from miudiff.slides.brightfield import check_brightfield
@@ -29,7 +30,7 @@ from miudiff.slides.regions import read_regions
 from miudiff.slides.runner import Here, Runner, Stained, clear
 from miudiff.slides.sight import Sight, marking
 from miudiff.stainer import VirtualStainer
-from miudiff.translation import NOTICE, Outcome, refuse_result
+from miudiff.translation import Outcome, refuse_result
 from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 from miudiff.whole_slide.record import (
     FAILURES,
