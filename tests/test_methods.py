@@ -81,6 +81,13 @@ TRANSLATORS = {
         "guidance.energy_at=current", "guidance.weight=beta", "guidance.frozen_noise=true"
     ),
     "miu-diff euler": lambda: miu_diff("reverse.solver=euler_maruyama", "refinement.loss=l2"),
+    "miu-diff second order": lambda: miu_diff(
+        "reverse.solver=dpmpp_2m_sde",
+        "reverse.spacing=log_snr",
+        "guidance.normalise=unit_rms",
+        "guidance.scale=0.2",
+    ),
+    "miu-diff second order, no noise": lambda: miu_diff("reverse.solver=dpmpp_2m", "reverse.clip=true"),
     "miu-diff learned variance": lambda: miu_diff(
         "reverse.variance=learned", "reverse.clip=true", "refinement.loss=pixels"
     ),
@@ -118,6 +125,13 @@ def test_the_same_key_gives_the_same_bits_and_another_seed_another_image(transla
 def test_scale_zero_without_refinement_is_sdedit_bit_for_bit():
     plain = miu_diff("guidance.scale=0", "refinement.loss=none").translate(he(), keys())
     assert torch.equal(plain, SDEdit(tiny_score(), sdedit_config(), CPU).translate(he(), keys()))
+
+
+@pytest.mark.parametrize("solver", ["euler_maruyama", "dpmpp_2m_sde", "dpmpp_2m"])
+def test_scale_zero_is_sdedit_bit_for_bit_with_every_solver(solver):
+    changes = (f"reverse.solver={solver}", "guidance.scale=0", "refinement.loss=none")
+    other = SDEdit(tiny_score(), sdedit_config(solver=solver), CPU)
+    assert torch.equal(miu_diff(*changes).translate(he(), keys()), other.translate(he(), keys()))
 
 
 def test_no_energy_without_refinement_is_sdedit_bit_for_bit():

@@ -17,10 +17,14 @@ Variance = Literal["fixed_small", "fixed_large", "learned"]
 
 
 class Transition(NamedTuple):
-    """A Gaussian step: `mean` [B, C, H, W] and `std`, broadcastable to it."""
+    """A Gaussian step: `mean` [B, C, H, W] and `std`, broadcastable to it.
+
+    `clean` is the estimate of the clean image that it is made of, [B, C, H, W], which a second-order step takes from the step before.
+    """
 
     mean: Tensor
     std: Tensor
+    clean: Tensor | None = None
 
     def shift(self, gradient: Tensor) -> Transition:
         """Eq. 3: the density times exp(-energy), with the energy linear at the mean, has the mean mu - Sigma k."""
@@ -28,7 +32,7 @@ class Transition(NamedTuple):
 
     def moved(self, by: Tensor) -> Transition:
         """The same step around another mean."""
-        return Transition(self.mean + by, self.std)
+        return self._replace(mean=self.mean + by)
 
     def sample(self, noise: Tensor) -> Tensor:
         return self.mean + self.std * noise
@@ -99,6 +103,42 @@ def euler_maruyama(sde: VPSDE, y: Tensor, t: Times, eps: Tensor) -> Transition:
     beta = at(sde.betas, t, y)
     score = -eps / at(sde.spread, t, y)
     return Transition(y + 0.5 * beta * y + beta * score, beta.sqrt())
+
+
+def multistep(
+    sde: VPSDE, y: Tensor, t: int, y0: Tensor, before: Tensor | None = None, stochastic: bool = True
+) -> Transition:
+    """The step of SDE-DPM-Solver++(2M), or of DPM-Solver++(2M), from index t to t - 1 (Lu et al. 2022, midpoint form).
+
+    With l = log(alpha / sigma), h = l_{t-1} - l_t > 0, the estimate D at t and D' at t + 1, r = h' / h:
+
+        SDE   mu = (sigma_{t-1} / sigma_t) e^{-h} y + alpha_{t-1} (1 - e^{-2h}) [D + (D - D') / 2r]
+              Sigma = sigma_{t-1}^2 (1 - e^{-2h})
+        ODE   mu = (sigma_{t-1} / sigma_t) y + alpha_{t-1} (1 - e^{-h}) [D + (D - D') / 2r],    Sigma = 0
+
+    The first step, without D', and the last, to the clean image, are of first order.
+
+    Args:
+        y0: D, the estimate of the clean image at t.
+        before: D', that of the step before; None at the first step.
+        stochastic: The SDE's step; else the ODE's.
+    """
+    if t == 0:
+        return Transition(y0, y0.new_zeros(()), y0)
+    signal, spread = sde.signal, sde.spread
+    levels = (signal[:-1] / spread[:-1]).log()
+    h = levels[t - 1] - levels[t]
+    guess = y0
+    if before is not None:
+        ratio = (levels[t] - levels[t + 1]) / h
+        guess = y0 + (y0 - before) / (2 * float(ratio))
+    decay, gain = spread[t - 1] / spread[t], torch.exp(-h)
+    if stochastic:
+        decay, share = decay * gain, 1 - gain**2
+        std = (spread[t - 1] * share.sqrt()).to(y)
+    else:
+        share, std = 1 - gain, y0.new_zeros(())
+    return Transition(decay.to(y) * y + (signal[t - 1] * share).to(y) * guess, std, y0)
 
 
 def ddim(sde: VPSDE, y: Tensor, t: int, eps: Tensor, clip: bool = False) -> Tensor:

@@ -111,6 +111,13 @@ def space_timesteps(steps: int, count: int) -> list[int]:
     return [round(stride * i) for i in range(count)]
 
 
+def space_in_log_snr(full: VPSDE, start: int, count: int) -> set[int]:
+    """At most `count` indices of `full` from `start` - 1 to 0, as evenly in log(alpha / sigma) as whole indices allow."""
+    levels = (full.signal[:start] / full.spread[:start]).log()
+    wanted = torch.linspace(float(levels[-1]), float(levels[0]), count, dtype=torch.float64)
+    return set((levels[None] - wanted[:, None]).abs().argmin(1).tolist())
+
+
 def space_ddim(steps: int, count: int) -> list[int]:
     """`count` of `steps` indices with a whole stride from 0, as guided-diffusion's `ddimN` spaces them.
 

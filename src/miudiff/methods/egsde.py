@@ -95,13 +95,15 @@ class EGSDE:
         for repeat in range(config.repeats):
             noise = normal(keys, "start", repeat, source)
             y = sde.perturb(y, len(sde) - 1, noise)
+            clean: Tensor | None = None
             for index in reversed(range(len(sde))):
                 reverse.report(y, index)
                 if not config.frozen_noise:
                     noise = normal(keys, "condition", repeat * len(sde) + index, source)
                 he_t = sde.perturb(source, index, noise)
                 shift = self.shift(y, he_t, index)
-                y = reverse.step(reverse.transition(y, index).moved(-shift), index, keys, repeat)
+                transition = reverse.transition(y, index, before=clean).moved(-shift)
+                y, clean = reverse.step(transition, index, keys, repeat), transition.clean
         return y.clamp(-1, 1)
 
     def shift(self, y: Tensor, he_t: Tensor, index: int) -> Tensor:

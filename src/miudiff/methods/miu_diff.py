@@ -101,12 +101,17 @@ class MIUDiff:
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]; an image depends on itself and its key alone."""
         source, y = self.begin(he, keys)
-        refined = self.refined_steps
+        refined, clean = self.refined_steps, None
         for index in reversed(range(refined, len(self.reverse.sde))):
-            y = self._step(y, source, index, keys, None)
+            y, clean = self._step(y, source, index, keys, None, clean)
         if refined:  # a copy of the weights for each image, one image after the other
+            parts = [slice(i, i + 1) for i in range(len(y))]
+            before = [None if clean is None else clean[one] for one in parts]
             y = torch.cat(
-                [self._refine(y[i : i + 1], source.only(i), refined, keys[i]) for i in range(len(y))]
+                [
+                    self._refine(y[one], source.only(i), refined, keys[i], before[i])
+                    for i, one in enumerate(parts)
+                ]
             )
         return y.clamp(-1, 1)
 
@@ -119,10 +124,12 @@ class MIUDiff:
         structure = self.estimator.structure_map(image) if clean and self.estimator is not None else None
         return Source(image, structure, normal(keys, "start", 0, image) if frozen else None), y
 
-    def _refine(self, y: Tensor, source: Source, refined: int, key: NoiseSource) -> Tensor:
+    def _refine(
+        self, y: Tensor, source: Source, refined: int, key: NoiseSource, clean: Tensor | None
+    ) -> Tensor:
         refinement = Refinement(self.reverse.score, self.config.refinement, self.placement, self.reverse.sde)
         for index in reversed(range(refined)):
-            y = self._step(y, source, index, [key], refinement)
+            y, clean = self._step(y, source, index, [key], refinement, clean)
         return y
 
     def _step(
@@ -132,15 +139,20 @@ class MIUDiff:
         index: int,
         keys: Sequence[NoiseSource],
         refinement: Refinement | None,
-    ) -> Tensor:
+        before: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """y at i - 1, and the clean estimate that the next step goes by."""
         loss = refinement.step(y, index, source.image, keys[0]) if refinement else None
-        transition = self.reverse.transition(y, index, refinement.score if refinement else None)
+        score = refinement.score if refinement else None
+        transition = self.reverse.transition(y, index, score, before)
         shift = self._shift(transition, y, source, index, keys)
         if self.reverse.watch:
             # From the shift itself: as a difference of means a small one would drown in their rounding.
             size = torch.zeros(len(y)) if shift is None else shift.flatten(1).square().mean(1).sqrt()
-            self.reverse.report(y, index, size / transition.std.flatten().mean().to(size), loss)
-        return self.reverse.step(transition if shift is None else transition.moved(-shift), index, keys)
+            noise = transition.std.flatten().mean().to(size)
+            self.reverse.report(y, index, size / noise if noise else torch.zeros_like(size), loss)
+        moved = transition if shift is None else transition.moved(-shift)
+        return self.reverse.step(moved, index, keys), transition.clean
 
     def _shift(
         self, transition: Transition, y: Tensor, source: Source, index: int, keys: Sequence[NoiseSource]

@@ -14,12 +14,22 @@ from torch import Tensor
 
 from miudiff.config import Strict
 from miudiff.device import Placement
-from miudiff.diffusion.sampling import Transition, Variance, ancestral, denoised, euler_maruyama, posterior
+from miudiff.diffusion.sampling import (
+    Transition,
+    Variance,
+    ancestral,
+    denoised,
+    euler_maruyama,
+    multistep,
+    posterior,
+)
 from miudiff.diffusion.score import ScoreModel
-from miudiff.diffusion.sde import VPSDE
+from miudiff.diffusion.sde import VPSDE, space_in_log_snr
 from miudiff.images import to_gray
 from miudiff.methods.tone import ToneCurve
 from miudiff.noise import NoiseSource, normal
+
+Solver = Literal["ancestral", "euler_maruyama", "dpmpp_2m_sde", "dpmpp_2m"]
 
 
 class ReverseConfig(Strict):
@@ -32,7 +42,14 @@ class ReverseConfig(Strict):
         None, ge=2, description="Steps from S to 0; None takes every index, as the paper."
     )
     variance: Variance = Field("fixed_small", description="Sigma: the posterior's, beta, or learned.")
-    solver: Literal["ancestral", "euler_maruyama"] = "ancestral"
+    solver: Solver = Field(
+        "ancestral",
+        description="How a step is taken: DDPM's kernel, Euler-Maruyama, or DPM-Solver++(2M) of the SDE or the ODE (second order).",
+    )
+    spacing: Literal["index", "log_snr"] = Field(
+        "index",
+        description="What the steps are spread evenly in: the index, or half the log signal-to-noise ratio.",
+    )
     clip: bool = Field(False, description="Clip the estimate of the clean image to [-1, 1] in each step.")
     gray: bool = Field(True, description="Remove the source's colour first.")
     tone: bool = Field(
@@ -46,7 +63,8 @@ class ReverseConfig(Strict):
             raise ValueError(f"start {self.start} is beyond the chain's {len(full)} steps")
         if self.steps is None or self.steps >= self.start:
             return VPSDE(full.steps, full.beta_min, full.beta_max, tuple(range(self.start)))
-        kept = {round(i * (self.start - 1) / (self.steps - 1)) for i in range(self.steps)}
+        spread = space_in_log_snr(full, self.start, self.steps) if self.spacing == "log_snr" else None
+        kept = spread or {round(i * (self.start - 1) / (self.steps - 1)) for i in range(self.steps)}
         return VPSDE(full.steps, full.beta_min, full.beta_max, tuple(sorted(kept)))
 
 
@@ -96,12 +114,23 @@ class Reverse:
         return to_gray(he) if self.config.gray else he
 
     @torch.no_grad()
-    def transition(self, y: Tensor, index: int, score: ScoreModel | None = None) -> Transition:
-        """p(y_{i-1} | y_i); `score` stands in for the model, if given."""
+    def transition(
+        self, y: Tensor, index: int, score: ScoreModel | None = None, before: Tensor | None = None
+    ) -> Transition:
+        """p(y_{i-1} | y_i).
+
+        Args:
+            score: Stands in for the model, if given.
+            before: The clean estimate of the step before, which a solver of second order goes by.
+        """
         with self.placement.autocast():
             eps, fraction = self._predict(score or self.score, y, index)
         if self.config.solver == "euler_maruyama":
             return euler_maruyama(self.sde, y, index, eps)
+        if self.config.solver in ("dpmpp_2m_sde", "dpmpp_2m"):
+            clean = denoised(self.sde, y, index, eps)
+            clean = clean.clamp(-1, 1) if self.config.clip else clean
+            return multistep(self.sde, y, index, clean, before, self.config.solver == "dpmpp_2m_sde")
         if self.config.clip:
             guess = denoised(self.sde, y, index, eps).clamp(-1, 1)
             return posterior(self.sde, y, index, guess, self.config.variance, fraction)
@@ -155,7 +184,9 @@ class SDEdit:
         y = reverse.source(he)
         for repeat in range(self.config.repeats):
             y = sde.perturb(y, len(sde) - 1, normal(keys, "start", repeat, y))
+            clean: Tensor | None = None
             for index in reversed(range(len(sde))):
                 reverse.report(y, index)
-                y = reverse.step(reverse.transition(y, index), index, keys, repeat)
+                transition = reverse.transition(y, index, before=clean)
+                y, clean = reverse.step(transition, index, keys, repeat), transition.clean
         return y.clamp(-1, 1)
