@@ -1,6 +1,7 @@
 """The second-order solver: diffusers' own scheduler, the order on Gaussian data whose score is known, and where its steps lie."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def exact_flow(sde, y):
 
 
 def orders(errors):
-    return [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:])]
+    return [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
 
 
 def test_the_odes_step_is_of_second_order_on_gaussian_data():
