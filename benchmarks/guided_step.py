@@ -41,7 +41,7 @@ def seconds(method: MIUDiff, index: int) -> float:
     if placement.device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    method._step(y, source, index, keys, None)
+    method._step(y, source, index, keys, None, None)
     if placement.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

@@ -176,6 +176,29 @@ def test_at_lambda_half_only_entropy_acts():
     assert silent.gradient(y, structure, 5, 5, 0.5).abs().max() == 0
 
 
+@pytest.mark.parametrize("critic", ["separable", "joint"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_batchs_gradient_is_that_of_each_image_with_a_grid_of_its_own(critic, reduction):
+    torch.manual_seed(4)
+    energy = MIEnergy(tiny_estimator(critic).double(), EnergyConfig(reduction=reduction))
+    y = torch.randn(5, 3, 64, 48, dtype=torch.float64) * 0.3
+    structure = energy.estimator.structure_map(torch.rand(5, 3, 64, 48, dtype=torch.float64) * 2 - 1)
+    offsets = [
+        (0, 0),
+        (3, 7),
+        (15, 0),
+        (0, 16),
+        (3, 7),
+    ]  # grids of 4 x 3, 3 x 2, 3 x 3, 4 x 2 and 3 x 2 patches
+    together = energy.gradient(y, structure, 20, -1, 0.3, offsets)
+    for i, offset in enumerate(offsets):
+        point = y[i : i + 1].clone().requires_grad_(True)
+        value = energy(point, structure[i : i + 1], 20, -1, 0.3, offset)
+        (alone,) = torch.autograd.grad(value.sum(), point)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-9, atol=1e-14)
+    assert together.abs().amax((1, 2, 3)).min() > 0
+
+
 @pytest.mark.parametrize(("guidance", "weight", "same"), [("shared", 0.7, 0.0), ("unique", 0.2, 1.0)])
 def test_ablations_are_the_full_energy_at_a_fixed_lambda(guidance, weight, same):
     ablated, full = (MIEnergy(tiny_estimator(), EnergyConfig(guidance=g)) for g in (guidance, "full"))

@@ -9,9 +9,12 @@ it raises the shared information; at lambda = 1/2 only entropy acts. Lower is be
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -88,12 +91,27 @@ class MIEnergy:
         t: int,
         structure_t: int,
         stain_weight: float,
-        offset: tuple[int, int] = (0, 0),
+        offsets: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
-        """k = dM / dy, [B, 3, H, W]; each image's depends on that image alone."""
+        """k = dM / dy, [B, 3, H, W]; each image's depends on that image alone.
+
+        Images whose grids have as many patches go through the estimator together, each with its grid where it begins.
+
+        Args:
+            offsets: Where each image's patch grid begins; None begins all at the corner.
+        """
         if self.factors(stain_weight) == (0.0, 0.0):
             return torch.zeros_like(y)
+        size, groups = self.estimator.config.patch, defaultdict(list)
+        for image, (top, left) in enumerate(offsets or [(0, 0)] * len(y)):
+            rows, columns = ((side - begin) // size * size for side, begin in zip(y.shape[2:], (top, left)))
+            groups[rows, columns].append((image, np.s_[:, top : top + rows, left : left + columns]))
         with torch.enable_grad():
             point = y.detach().requires_grad_(True)
-            value = self(point, structure, t, structure_t, stain_weight, offset)
-            return torch.autograd.grad(value.sum(), point)[0]
+            total = torch.zeros((), device=y.device)
+            for grids in groups.values():
+                images, maps = (
+                    torch.stack([whole[image][part] for image, part in grids]) for whole in (point, structure)
+                )
+                total = total + self(images, maps, t, structure_t, stain_weight).sum()
+            return torch.autograd.grad(total, point)[0]

@@ -198,14 +198,8 @@ class MIUDiff:
             noise = normal(keys, "condition", index, source.image) if source.noise is None else source.noise
             he_t = self.reverse.sde.perturb(source.image, target, noise)
             structure, he_level = self.estimator.structure_map(he_t), level
-        rows = []
-        for i, key in enumerate(keys):  # each image has a grid of its own
-            offset = self._offset(key, index, point)
-            one = slice(i, i + 1)
-            rows.append(
-                self.energy.gradient(point[one], structure[one], level, he_level, stain_weight, offset)
-            )
-        return torch.cat(rows)
+        offsets = [self._offset(key, index, point) for key in keys]  # each image has a grid of its own
+        return self.energy.gradient(point, structure, level, he_level, stain_weight, offsets)
 
     def _offset(self, key: NoiseSource, index: int, like: Tensor) -> tuple[int, int]:
         if not self.config.guidance.shift_grid:
