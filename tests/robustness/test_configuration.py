@@ -177,7 +177,10 @@ def edit(values: Any, rng: random.Random) -> str:
         case 2 if isinstance(old, int | float):
             holder[key] = rng.choice([-old, old * 1e9, -old * 1e-9, str(old), [old]])
         case _:
-            holder[key] = copy.deepcopy(rng.choice(JUNK))
+            junk = [
+                value for value in JUNK if value != {} or key not in LARGE
+            ]  # of nothing, too, a large one
+            holder[key] = copy.deepcopy(rng.choice(junk))
     return f"{key} = {holder[key]!r:.60}"
 
 
