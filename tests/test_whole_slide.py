@@ -355,3 +355,19 @@ def test_the_regions_lie_beside_the_result_as_they_were(model, slide, tmp_path):
     assert kept.bounds == (100, 50, 220, 150)
     assert run(model, slide, target, "--overwrite") == 0
     assert not (tmp_path / "out" / "case.roi.geojson").exists()
+
+
+def test_a_virtual_slide_beside_h_and_e_images_does_not_keep_them_from_being_stained(model, slide, tmp_path):
+    assert run(model, slide, tmp_path / "out" / "case.ome.tif") == 0
+    write_image(tmp_path / "out" / "he.png", paint(64, 64))
+    assert main_code(model, tmp_path / "out", tmp_path / "twice", "--mpp", "1") == 0
+    assert (tmp_path / "twice" / "he.png").exists()
+    assert not (tmp_path / "twice" / "case.ome.tif").exists()
+
+
+def main_code(model, *words):
+    """As `run`, without the options that are for slides alone."""
+    quick = [word for word in QUICK if word != "--no-report"]
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in ("translate", *words, "--model", model, *quick)])
+    return left.value.code

@@ -110,19 +110,16 @@ def he_images(folder: Path) -> list[Path]:
     Raises:
         DataError: No such folder, or no such images in it.
     """
-    return without_results(folder, [path for path in list_images(folder) if not is_slide(path)])
+    he = without_results(folder, [path for path in list_images(folder) if not is_slide(path)])
+    if not he:
+        raise DataError(f"{folder}: holds virtual stains alone, expected H&E images")
+    return he
 
 
 def without_results(folder: Path, paths: Sequence[Path]) -> list[Path]:
-    """Files of a folder without the results of earlier translations, which the log counts.
-
-    Raises:
-        DataError: All of them are results.
-    """
+    """Files of a folder without the results of earlier translations, which the log counts."""
     known = results_in(folder)
     he = [path for path in paths if not _is_result(path, known)]
-    if paths and not he:
-        raise DataError(f"{folder}: holds virtual stains alone, expected H&E images")
     if count := len(paths) - len(he):
         log.warning("%s: left out the virtual stains in it, %d of %d files", folder, count, len(paths))
     return he
