@@ -14,6 +14,7 @@ from miudiff.errors import DataError
 from miudiff.images import write_image
 from miudiff.locks import lock
 from miudiff.methods.model import save_model
+from miudiff.result_folder import NOTICE
 from miudiff.slides.regions import read_regions
 from miudiff.stainer import VirtualStainer
 from miudiff.whole_slide.jobs import slide_jobs
@@ -371,3 +372,10 @@ def main_code(model, *words):
     with pytest.raises(SystemExit) as left:
         main([str(word) for word in ("translate", *words, "--model", model, *quick)])
     return left.value.code
+
+
+def test_a_virtual_image_beside_slides_does_not_keep_them_from_being_stained(model, slide, tmp_path):
+    write_image(slide.parent / "virtual.png", paint(64, 64), comment=NOTICE)
+    assert run(model, slide.parent, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "case.ome.tif").exists()
+    assert not (tmp_path / "out" / "virtual.png").exists()

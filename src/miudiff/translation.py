@@ -141,9 +141,15 @@ def _is_result(path: Path, known: Collection[str]) -> bool:
 
 
 def has_images(source: Path) -> bool:
-    """Whether a folder has images that are no slides."""
-    return source.is_dir() and any(
-        path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not is_slide(path)
+    """Whether a folder has H&E images that are no slides."""
+    if not source.is_dir():
+        return False
+    known = results_in(source)
+    return any(
+        path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and not is_slide(path)
+        and not _is_result(path, known)
         for path in source.iterdir()
     )
 
