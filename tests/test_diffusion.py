@@ -231,7 +231,7 @@ class Echo(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = type("Config", (), {"out_channels": 3})()
+        self.config = type("Config", (), {"in_channels": 3, "out_channels": 3})()
 
     def forward(self, y, t, class_labels=None):
         sample = t.to(y).view(-1, 1, 1, 1).expand_as(y)

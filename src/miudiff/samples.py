@@ -38,10 +38,9 @@ def draw_samples(
         NonFiniteError: The network gave a NaN or an infinity.
     """
     score = model.for_marker(marker or next(iter(model.card.markers), None))
-    halvings = len(score.unet.config.block_out_channels) - 1
-    if not 8 <= size <= LARGEST_TILE or size % 2**halvings:
+    if not 8 <= size <= LARGEST_TILE or size % score.multiple:
         raise ConfigError(
-            f"--size: found {size}, expected a multiple of {2**halvings} between 8 and {LARGEST_TILE}"
+            f"--size: found {size}, expected a multiple of {score.multiple} between 8 and {LARGEST_TILE}"
         )
     if not 2 <= steps <= len(score.sde):
         raise ConfigError(f"--steps: found {steps}, expected 2 to {len(score.sde)}")

@@ -271,7 +271,7 @@ class VirtualStainer:
         """What the sides of a piece are multiples of."""
         if isinstance(self.model, GeneratorModel):
             return MULTIPLE
-        return 2 ** (len(self.model.score.unet.config.block_out_channels) - 1)
+        return self.model.score.multiple
 
     def _memory(self, tile: Pixels) -> contextlib.AbstractContextManager[None]:
         return enough_memory(
