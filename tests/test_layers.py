@@ -62,6 +62,7 @@ ALLOWED = {
     "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},
     "viewer": {"checkpoints", "slides"},
     "doctor": {"methods"},
+    "bench": {*LEARNING, *CORE, "evaluation", "methods", "runs", "slide_info", "slides", "stainer"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}

@@ -52,7 +52,7 @@ def test_the_odes_step_is_of_second_order_on_gaussian_data():
         sde, y, before = chain(count), torch.tensor([1.7, -0.4], dtype=torch.float64), None
         expected = exact_flow(sde, y)
         for t in reversed(range(1, len(sde))):
-            step = multistep(sde, y, t, clean(sde, y, t), before, stochastic=False)
+            step = multistep(sde, y, t, clean(sde, y, t), before, noise=0.0)
             y, before = step.mean, step.clean
             assert float(step.std) == 0
         errors.append(float((y - expected).abs().max()))
@@ -60,7 +60,8 @@ def test_the_odes_step_is_of_second_order_on_gaussian_data():
 
 
 @pytest.mark.parametrize("second", [True, False])
-def test_the_sdes_variance_is_of_second_order_on_gaussian_data_and_of_first_without_memory(second):
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+def test_the_sdes_variance_is_of_second_order_on_gaussian_data_and_of_first_without_memory(second, tau):
     """On Gaussian data a step is linear: mean and variance of the walk follow from its coefficients, without a draw."""
     errors = []
     for count in (8, 16, 32, 64):
@@ -77,7 +78,7 @@ def test_the_sdes_variance_is_of_second_order_on_gaussian_data_and_of_first_with
             signal, spread = sde.signal[t], sde.spread[t]
             noise = spread * (y - signal * MEAN * one) / (signal**2 * STD**2 + spread**2)
             guess = (y - spread * noise) / signal
-            step = multistep(sde, y, t, guess, before)
+            step = multistep(sde, y, t, guess, before, tau)
             y = step.mean.clone()
             y[2 + number] += step.std
             before = step.clean if second else None
@@ -109,7 +110,7 @@ def test_a_walk_is_that_of_diffusers_scheduler(stochastic):
     for number, t in enumerate(reversed(range(len(kept)))):
         noise = gauss(2, 3, 8, 8, seed=10 + t)
         eps = torch.tanh(y) + 0.1 * t
-        step = multistep(sde, y, t, denoised(sde, y, t, eps), before, stochastic)
+        step = multistep(sde, y, t, denoised(sde, y, t, eps), before, float(stochastic))
         theirs = torch.tanh(other) + 0.1 * t
         other = scheduler.step(theirs, scheduler.timesteps[number], other, variance_noise=noise).prev_sample
         y, before = step.sample(noise), step.clean

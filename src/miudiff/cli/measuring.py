@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate, reproduce, doctor. Thin: the work is elsewhere, and is imported when a command runs."""
+"""Commands that measure: evaluate, reproduce, bench, doctor. Thin: the work is elsewhere, and is imported when a command runs."""
 
 from __future__ import annotations
 
@@ -137,6 +137,30 @@ def evaluate(
     folder = out if out is not None or json is not None else Path("evaluation")
     publish(evaluation, {"generated": generated, "reference": reference, "source": source}, folder, json, say)
     return evaluation.exit_code
+
+
+@app.command
+def bench(
+    *,
+    model: str = "ki67-small",
+    quick: bool = False,
+    json: Path | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+) -> int:
+    """Measure what staining and training cost on this machine, each figure against a named alternative in the same run.
+
+    Args:
+        model: A model folder, or the name of one that ships.
+        quick: Fewer repetitions and smaller sizes: under two minutes on two cores.
+        json: Write every figure to this file.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: bf16 where it is faster (auto), or as asked.
+    """
+    from miudiff.bench.report import bench as measure
+
+    measure(model, quick, json, device, precision, say)
+    return 0
 
 
 @app.command

@@ -106,22 +106,22 @@ def euler_maruyama(sde: VPSDE, y: Tensor, t: Times, eps: Tensor) -> Transition:
 
 
 def multistep(
-    sde: VPSDE, y: Tensor, t: int, y0: Tensor, before: Tensor | None = None, stochastic: bool = True
+    sde: VPSDE, y: Tensor, t: int, y0: Tensor, before: Tensor | None = None, noise: float = 1.0
 ) -> Transition:
-    """The step of SDE-DPM-Solver++(2M), or of DPM-Solver++(2M), from index t to t - 1 (Lu et al. 2022, midpoint form).
+    """The step of DPM-Solver++(2M) from index t to t - 1, for any of the reverse SDEs that share the flow's marginals.
 
-    With l = log(alpha / sigma), h = l_{t-1} - l_t > 0, the estimate D at t and D' at t + 1, r = h' / h:
+    With l = log(alpha / sigma), h = l_{t-1} - l_t > 0, the estimate D at t and D' at t + 1, r = h' / h, and tau = `noise`:
 
-        SDE   mu = (sigma_{t-1} / sigma_t) e^{-h} y + alpha_{t-1} (1 - e^{-2h}) [D + (D - D') / 2r]
-              Sigma = sigma_{t-1}^2 (1 - e^{-2h})
-        ODE   mu = (sigma_{t-1} / sigma_t) y + alpha_{t-1} (1 - e^{-h}) [D + (D - D') / 2r],    Sigma = 0
+        mu    = (sigma_{t-1} / sigma_t) e^{-tau^2 h} y + alpha_{t-1} (1 - e^{-(1 + tau^2) h}) [D + (D - D') / 2r]
+        Sigma = sigma_{t-1}^2 (1 - e^{-2 tau^2 h})
 
-    The first step, without D', and the last, to the clean image, are of first order.
+    tau = 1 is SDE-DPM-Solver++(2M), tau = 0 the ODE's DPM-Solver++(2M), which draws nothing (Lu et al. 2022, midpoint form); between
+    them lies SA-Solver's family (Xue et al. 2023, Eq. 8). The first step, without D', and the last, to the clean image, are of first order.
 
     Args:
         y0: D, the estimate of the clean image at t.
         before: D', that of the step before; None at the first step.
-        stochastic: The SDE's step; else the ODE's.
+        noise: tau, 0 to 1.
     """
     if t == 0:
         return Transition(y0, y0.new_zeros(()), y0)
@@ -132,13 +132,10 @@ def multistep(
     if before is not None:
         ratio = (levels[t] - levels[t + 1]) / h
         guess = y0 + (y0 - before) / (2 * float(ratio))
-    decay, gain = spread[t - 1] / spread[t], torch.exp(-h)
-    if stochastic:
-        decay, share = decay * gain, 1 - gain**2
-        std = (spread[t - 1] * share.sqrt()).to(y)
-    else:
-        share, std = 1 - gain, y0.new_zeros(())
-    return Transition(decay.to(y) * y + (signal[t - 1] * share).to(y) * guess, std, y0)
+    decay = spread[t - 1] / spread[t] * torch.exp(-(noise**2) * h)
+    share = -torch.expm1(-(1 + noise**2) * h)
+    std = spread[t - 1] * (-torch.expm1(-2 * noise**2 * h)).sqrt()
+    return Transition(decay.to(y) * y + (signal[t - 1] * share).to(y) * guess, std.to(y), y0)
 
 
 def ddim(sde: VPSDE, y: Tensor, t: int, eps: Tensor, clip: bool = False) -> Tensor:

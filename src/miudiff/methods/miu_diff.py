@@ -103,7 +103,7 @@ class MIUDiff:
         source, y = self.begin(he, keys)
         refined, clean = self.refined_steps, None
         for index in reversed(range(refined, len(self.reverse.sde))):
-            y, clean = self._step(y, source, index, keys, None, clean)
+            y, clean = self.step(y, source, index, keys, None, clean)
         if refined:  # a copy of the weights for each image, one image after the other
             parts = [slice(i, i + 1) for i in range(len(y))]
             before = [None if clean is None else clean[one] for one in parts]
@@ -129,19 +129,19 @@ class MIUDiff:
     ) -> Tensor:
         refinement = Refinement(self.reverse.score, self.config.refinement, self.placement, self.reverse.sde)
         for index in reversed(range(refined)):
-            y, clean = self._step(y, source, index, [key], refinement, clean)
+            y, clean = self.step(y, source, index, [key], refinement, clean)
         return y
 
-    def _step(
+    def step(
         self,
         y: Tensor,
         source: Source,
         index: int,
         keys: Sequence[NoiseSource],
-        refinement: Refinement | None,
-        before: Tensor | None,
+        refinement: Refinement | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """y at i - 1, and the clean estimate that the next step goes by."""
+        """y at i - 1, and the clean estimate that the next step goes by, which is its `before`."""
         loss = refinement.step(y, index, source.image, keys[0]) if refinement else None
         score = refinement.score if refinement else None
         transition = self.reverse.transition(y, index, score, before)

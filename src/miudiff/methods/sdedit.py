@@ -29,7 +29,7 @@ from miudiff.images import to_gray
 from miudiff.methods.tone import ToneCurve
 from miudiff.noise import NoiseSource, normal
 
-Solver = Literal["ancestral", "euler_maruyama", "dpmpp_2m_sde", "dpmpp_2m"]
+Solver = Literal["ancestral", "euler_maruyama", "dpmpp_2m_sde", "dpmpp_2m"]  # the last is the ODE
 
 
 class ReverseConfig(Strict):
@@ -45,6 +45,12 @@ class ReverseConfig(Strict):
     solver: Solver = Field(
         "ancestral",
         description="How a step is taken: DDPM's kernel, Euler-Maruyama, or DPM-Solver++(2M) of the SDE or the ODE (second order).",
+    )
+    noise: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="tau: how much of the SDE's noise a step of dpmpp_2m_sde draws; Eq. 3's shift goes with it.",
     )
     spacing: Literal["index", "log_snr"] = Field(
         "index",
@@ -130,7 +136,8 @@ class Reverse:
         if self.config.solver in ("dpmpp_2m_sde", "dpmpp_2m"):
             clean = denoised(self.sde, y, index, eps)
             clean = clean.clamp(-1, 1) if self.config.clip else clean
-            return multistep(self.sde, y, index, clean, before, self.config.solver == "dpmpp_2m_sde")
+            noise = self.config.noise if self.config.solver == "dpmpp_2m_sde" else 0.0
+            return multistep(self.sde, y, index, clean, before, noise)
         if self.config.clip:
             guess = denoised(self.sde, y, index, eps).clamp(-1, 1)
             return posterior(self.sde, y, index, guess, self.config.variance, fraction)
