@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from miudiff.bench.network import SIDE, evaluation
 from miudiff.bench.timing import Clock, Pairs
@@ -17,6 +16,7 @@ from miudiff.diffusion.classifier import ClassifierNetwork, NoisedClassifier
 from miudiff.evaluation.fidelity import psnr
 from miudiff.gan import Generator, GeneratorConfig
 from miudiff.methods.generator import GeneratorModel
+from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import Card, Model
 from miudiff.methods.systems import SYSTEMS, configure
 from miudiff.noise import NoiseKey
@@ -58,7 +58,7 @@ def costs(model: Model, placement: Placement) -> Iterator[Cost]:
         for name in system.presets:
             whole = replace(model, classifier=classifier) if method == "egsde" else model
             stainer = VirtualStainer(whole, configure(method, name), placement)
-            yield _cost(stainer, name, _evaluations(stainer))
+            yield _cost(stainer, name, evaluations(stainer))
     generator = Generator(GeneratorConfig()).eval().requires_grad_(False).to(placement.device)
     cut = GeneratorModel(generator, Card(name="cut", mpp=model.card.mpp, tile=SIDE), "cut")
     yield _cost(VirtualStainer(cut, None, placement), "-", 1)
@@ -71,23 +71,10 @@ def _cost(stainer: VirtualStainer, preset: str, evaluations: int) -> Cost:
     return Cost(stainer.name, preset, evaluations, seconds, mm2)
 
 
-def _evaluations(stainer: VirtualStainer) -> int:
-    """Whole passes of the score network for one tile: counted on the smallest tile that the settings take."""
-    assert isinstance(stainer.model, Model)
-    calls = 0
-
-    def count(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    # A copy that refinement makes of the network carries the hook along, so its passes count, too.
-    hook = stainer.model.score.unet.register_forward_hook(count)
-    try:
-        side = -(-stainer.least // stainer.multiple) * stainer.multiple
-        stainer.stain([_noise(side)], [NoiseKey(0)])
-    finally:
-        hook.remove()
-    return calls
+def evaluations(stainer: VirtualStainer) -> int:
+    """Whole passes of the score network for one tile; a refined step makes two, one of them forward and backward."""
+    refined = stainer.method.refined_steps if isinstance(stainer.method, MIUDiff) else 0
+    return stainer.steps_of_a_tile + refined
 
 
 def share_outside_network(model: Model, placement: Placement, clock: Clock) -> tuple[float, Pairs]:
