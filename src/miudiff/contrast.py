@@ -43,13 +43,16 @@ def patch_nce(query: Tensor, key: Tensor, temperature: float = 0.07) -> Tensor:
 
 
 def unit_features(features: Tensor, positions: Tensor) -> Tensor:
-    """Features [B, C, h, w] at `positions` [P] (row-major), each divided by its length + 1e-7; [B, P, C]."""
+    """Features [B, C, h, w] at `positions`, as `pick` takes them, each divided by its length + 1e-7; [B, P, C]."""
     return unit(pick(features, positions))
 
 
 def pick(features: Tensor, positions: Tensor) -> Tensor:
-    """Features [B, C, h, w] at `positions` [P] (row-major); [B, P, C]."""
-    return features.flatten(2)[:, :, positions].transpose(1, 2)
+    """Features [B, C, h, w] at `positions` (row-major), [P] for all images or [B, P]; [B, P, C]."""
+    rows = features.flatten(2)
+    if positions.ndim == 1:
+        return rows[:, :, positions].transpose(1, 2)
+    return rows.gather(2, positions[:, None].expand(-1, rows.shape[1], -1)).transpose(1, 2)
 
 
 Epsilon = Literal["outside", "inside"]
@@ -127,18 +130,18 @@ def adaptive_weights(likeness: Tensor, share: float, look_up: LookUp) -> Tensor:
 def layered_patch_nce(
     queries: Sequence[Tensor], keys: Sequence[Tensor], positions: Sequence[Tensor], temperature: float = 0.07
 ) -> Tensor:
-    """Mean over positions, sum over layers, of one image's features (Section 2.3's sum over i); a scalar."""
+    """Mean over positions, sum over layers (Section 2.3's sum over i); of each image, [B]."""
     losses = [
-        patch_nce(unit_features(q, p), unit_features(k, p), temperature).mean()
+        patch_nce(unit_features(q, p), unit_features(k, p), temperature).mean(1)
         for q, k, p in zip(queries, keys, positions, strict=True)
     ]
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum(0)
 
 
 def layered_squares(queries: Sequence[Tensor], keys: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
-    """Table 1's "l2 optimization": the mean squared difference of the same features, summed over layers; a scalar."""
+    """Table 1's "l2 optimization": the mean squared difference of the same features, summed over layers; of each image, [B]."""
     losses = [
-        F.mse_loss(unit_features(q, p), unit_features(k, p).detach())
+        (unit_features(q, p) - unit_features(k, p).detach()).square().mean((1, 2))
         for q, k, p in zip(queries, keys, positions, strict=True)
     ]
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum(0)

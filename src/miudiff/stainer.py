@@ -233,7 +233,7 @@ class VirtualStainer:
             )
         if isinstance(self.method, MIUDiff) and self.method.refined_steps:
             raise ConfigError(
-                "mode fuse: refinement learns from one tile at a time; expected refinement.loss=none, or mode blend"
+                "mode fuse: refinement learns from each tile by itself; expected refinement.loss=none, or mode blend"
             )
 
     @property

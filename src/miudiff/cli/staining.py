@@ -145,7 +145,7 @@ def translate(
     refines = method in (None, "miu-diff") and preset not in (None, "tuned")
     if mode == "fuse" and refines and not any("refinement." in word for word in set_):
         set_ = (*set_, "refinement.loss=none")
-        say("mode fuse: without refinement, which learns from one tile at a time")
+        say("mode fuse: without refinement, which learns from each tile by itself")
     load = partial(
         VirtualStainer.load,
         model,

@@ -74,10 +74,10 @@ class Source(NamedTuple):
     structure: Tensor | None  # its gradient map, where guidance looks at the clean source
     noise: Tensor | None  # [B, 3, H, W], where guidance looks at the source under one noise
 
-    def only(self, i: int) -> Source:
-        """That of the batch's image `i` alone."""
-        structure, noise = (None if part is None else part[i : i + 1] for part in self[1:])
-        return Source(self.image[i : i + 1], structure, noise)
+    def of(self, images: slice) -> Source:
+        """That of some of the batch's images."""
+        structure, noise = (None if part is None else part[images] for part in self[1:])
+        return Source(self.image[images], structure, noise)
 
 
 class MIUDiff:
@@ -101,18 +101,13 @@ class MIUDiff:
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]; an image depends on itself and its key alone."""
         source, y = self.begin(he, keys)
-        refined, clean = self.refined_steps, None
-        for index in reversed(range(refined, len(self.reverse.sde))):
-            y, clean = self.step(y, source, index, keys, None, clean)
-        if refined:  # a copy of the weights for each image, one image after the other
-            parts = [slice(i, i + 1) for i in range(len(y))]
-            before = [None if clean is None else clean[one] for one in parts]
-            y = torch.cat(
-                [
-                    self._refine(y[one], source.only(i), refined, keys[i], before[i])
-                    for i, one in enumerate(parts)
-                ]
-            )
+        refined = self.refined_steps
+        y, clean = self._walk(range(refined, len(self.reverse.sde)), y, source, keys, None, None)
+        if refined:
+            # A copy of all weights is one image's, so images follow each other; few weights of each image's own learn together.
+            together = len(y) if self.config.refinement.batched else 1
+            parts = [slice(i, i + together) for i in range(0, len(y), together)]
+            y = torch.cat([self._refine(part, y, source, keys, clean) for part in parts])
         return y.clamp(-1, 1)
 
     def begin(self, he: Tensor, keys: Sequence[NoiseSource]) -> tuple[Source, Tensor]:
@@ -125,12 +120,29 @@ class MIUDiff:
         return Source(image, structure, normal(keys, "start", 0, image) if frozen else None), y
 
     def _refine(
-        self, y: Tensor, source: Source, refined: int, key: NoiseSource, clean: Tensor | None
+        self, images: slice, y: Tensor, source: Source, keys: Sequence[NoiseSource], clean: Tensor | None
     ) -> Tensor:
-        refinement = Refinement(self.reverse.score, self.config.refinement, self.placement, self.reverse.sde)
-        for index in reversed(range(refined)):
-            y, clean = self.step(y, source, index, [key], refinement, clean)
-        return y
+        """The refined steps of some of the batch's images, together."""
+        y, before = y[images], None if clean is None else clean[images]
+        refinement = Refinement(
+            self.reverse.score, self.config.refinement, self.placement, self.reverse.sde, len(y)
+        )
+        steps = range(self.refined_steps)
+        return self._walk(steps, y, source.of(images), keys[images], refinement, before)[0]
+
+    def _walk(
+        self,
+        indices: range,
+        y: Tensor,
+        source: Source,
+        keys: Sequence[NoiseSource],
+        refinement: Refinement | None,
+        clean: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The steps at `indices`, from the last to the first."""
+        for index in reversed(indices):
+            y, clean = self.step(y, source, index, keys, refinement, clean)
+        return y, clean
 
     def step(
         self,
@@ -142,7 +154,7 @@ class MIUDiff:
         before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """y at i - 1, and the clean estimate that the next step goes by, which is its `before`."""
-        loss = refinement.step(y, index, source.image, keys[0]) if refinement else None
+        losses = refinement.step(y, index, source.image, keys) if refinement else None
         score = refinement.score if refinement else None
         transition = self.reverse.transition(y, index, score, before)
         shift = self._shift(transition, y, source, index, keys)
@@ -150,7 +162,8 @@ class MIUDiff:
             # From the shift itself: as a difference of means a small one would drown in their rounding.
             size = torch.zeros(len(y)) if shift is None else shift.flatten(1).square().mean(1).sqrt()
             noise = transition.std.flatten().mean().to(size)
-            self.reverse.report(y, index, size / noise if noise else torch.zeros_like(size), loss)
+            ratio = size / noise if noise else torch.zeros_like(size)
+            self.reverse.report(y, index, ratio, None if losses is None else float(losses.mean()))
         moved = transition if shift is None else transition.moved(-shift)
         return self.reverse.step(moved, index, keys), transition.clean
 

@@ -1,8 +1,9 @@
-"""Test-time refinement (Section 2.3): in the last steps a copy of the score model learns this one image's structure.
+"""Test-time refinement (Section 2.3): in the last steps the score model learns one image's structure.
 
-At each step the clean image is guessed from the copy (Tweedie), the frozen original's encoder compares it with the source, patch by
-patch, and the copy takes one optimizer step. The original is never changed, and every image starts from it: order and batch
-do not matter.
+At each step the clean image is guessed from the refined model (Tweedie), the frozen original's encoder compares it with the source,
+patch by patch, and the refined model takes one optimizer step. The original is never changed, and every image starts from it:
+order and batch do not matter. Where all weights learn, or the decoder's, the refined model is one image's copy (the paper);
+where few do, a batch of images shares the weights and each has its own changes (`methods.deltas`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.score import ScoreModel
 from miudiff.diffusion.sde import VPSDE
 from miudiff.images import to_gray
+from miudiff.methods.deltas import DECODER, with_low_rank, with_norms
 from miudiff.noise import NoiseSource
 
 
@@ -35,7 +36,13 @@ class RefinementConfig(Strict):
     )
     start: int = Field(40, ge=0, description="t0': refinement acts below this index of the full chain.")
     lr: float = Field(1e-5, gt=0, description="AdamW's rate; the paper names none.")
-    weights: Literal["all", "decoder", "norms"] = Field("all", description="Which weights of the copy learn.")
+    weights: Literal["all", "decoder", "norms", "low_rank"] = Field(
+        "all",
+        description="Which weights learn: a copy's for each image, or few for each image, in one pass for a batch.",
+    )
+    rank: int = Field(
+        4, ge=1, le=64, description="Of the changes of the decoder's convolutions, with low_rank."
+    )
     taps: tuple[int, ...] | None = Field(
         None, description="Encoder blocks; None spreads five, [0, 2, 5, 8, 11] on the paper's network."
     )
@@ -45,69 +52,85 @@ class RefinementConfig(Strict):
         True, description="Compare luma with luma, so that the stain's colour is no difference."
     )
 
+    @property
+    def batched(self) -> bool:
+        """Whether one refined model serves a batch of images."""
+        return self.weights in ("norms", "low_rank")
+
 
 class Refinement:
-    """One image's copy of the score model and its optimizer."""
+    """The refined model of `count` images, more than one only where `config.batched`, and its optimizer."""
 
     def __init__(
-        self, frozen: ScoreModel, config: RefinementConfig, placement: Placement, sde: VPSDE
+        self,
+        frozen: ScoreModel,
+        config: RefinementConfig,
+        placement: Placement,
+        sde: VPSDE,
+        count: int = 1,
     ) -> None:
         self.frozen, self.config, self.placement, self.sde = frozen, config, placement, sde
-        self.score = copy.deepcopy(frozen).requires_grad_(False)
-        parameters = list(_chosen(self.score, config.weights))
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+        self.score, learned = _refinable(frozen, config, count)
+        self.optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=0.0)
         self._keys: list[Tensor] | None = None
         self.taps = list(config.taps) if config.taps is not None else frozen.default_taps()
 
-    def step(self, y: Tensor, index: int, source: Tensor, key: NoiseSource) -> float:
-        """One optimizer step at `index`; returns the loss before it.
+    def step(self, y: Tensor, index: int, source: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
+        """One optimizer step at `index`; returns each image's loss before it, [B].
 
         Args:
-            y: The current image [1, 3, H, W], not differentiated.
-            source: The source without colour, [1, 3, H, W]; one image, the same in every step.
+            y: The current images [B, 3, H, W], not differentiated.
+            source: Their sources without colour, [B, 3, H, W], the same in every step.
         """
-        # torch's channels-last GroupNorm crashes in its backward pass where its input needs no gradient (seen with `norms`).
-        y = y.detach().requires_grad_(True)
+        # torch's channels-last GroupNorm crashes in its backward pass where it learns and its input needs no gradient.
+        y = y.detach().requires_grad_(self.config.weights != "low_rank")
         with torch.enable_grad(), self.placement.autocast():
             eps, _ = self.score.predict(y, index, self.sde)
             guess = denoised(self.sde, y.detach(), index, eps.float())
             if self.config.gray:
                 guess, source = to_gray(guess), to_gray(source)
-            loss = self._loss(guess, source, index, key)
+            losses = self._losses(guess, source, index, keys)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()  # type: ignore[no-untyped-call]  # a sum: an image's gradient is its own
         self.optimizer.step()
-        return float(loss.detach())
+        return losses.detach()
 
-    def _loss(self, guess: Tensor, source: Tensor, index: int, key: NoiseSource) -> Tensor:
+    def _losses(self, guess: Tensor, source: Tensor, index: int, keys: Sequence[NoiseSource]) -> Tensor:
         if self.config.loss == "pixels":
-            return F.mse_loss(guess, source)
+            return (guess - source).square().flatten(1).mean(1)
         queries = self.frozen.features(guess, 0, self.taps)
         if self._keys is None:  # neither the source nor the frozen encoder changes from step to step
             with torch.no_grad():
                 self._keys = self.frozen.features(source, 0, self.taps)
-        keys = self._keys
-        positions = self._positions(queries, index, key)
+        positions = self._positions(queries, index, keys)
         if self.config.loss == "l2":
-            return layered_squares(queries, keys, positions)
-        return layered_patch_nce(queries, keys, positions, self.config.temperature)
+            return layered_squares(queries, self._keys, positions)
+        return layered_patch_nce(queries, self._keys, positions, self.config.temperature)
 
-    def _positions(self, features: Sequence[Tensor], index: int, key: NoiseSource) -> list[Tensor]:
+    def _positions(self, features: Sequence[Tensor], index: int, keys: Sequence[NoiseSource]) -> list[Tensor]:
+        """Each image's own places in each layer, [B, P]."""
         counts = [f.shape[2] * f.shape[3] for f in features]
-        draws = [key.permutation("patches", index * 64 + layer, n) for layer, n in enumerate(counts)]
-        return [draw[: self.config.positions].to(features[0].device) for draw in draws]
-
-
-def _chosen(score: ScoreModel, which: str) -> list[nn.Parameter]:
-    unet = score.unet
-    if which == "decoder":
-        return [
-            p
-            for part in (unet.mid_block, unet.up_blocks, unet.conv_norm_out, unet.conv_out)
-            for p in part.parameters()
+        draws = [
+            torch.stack([key.permutation("patches", index * 64 + layer, n) for key in keys])
+            for layer, n in enumerate(counts)
         ]
-    if which == "norms":
-        return [p for m in unet.modules() if isinstance(m, nn.GroupNorm) for p in m.parameters()]
-    return list(unet.parameters())
+        return [draw[:, : self.config.positions].to(features[0].device) for draw in draws]
+
+
+def _refinable(
+    frozen: ScoreModel, config: RefinementConfig, count: int
+) -> tuple[ScoreModel, list[nn.Parameter]]:
+    """The model to refine and its parameters that learn."""
+    if config.weights == "norms":
+        return with_norms(frozen, count)
+    if config.weights == "low_rank":
+        return with_low_rank(frozen, count, config.rank)
+    score = copy.deepcopy(frozen).requires_grad_(False)
+    learned = [
+        parameter
+        for name, parameter in score.unet.named_parameters()
+        if config.weights == "all" or name.startswith(DECODER)
+    ]
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    return score, learned

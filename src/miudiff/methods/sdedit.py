@@ -80,7 +80,7 @@ class StepReport(NamedTuple):
     time: int  # index of the full chain
     y: Tensor
     ratio: Tensor | None = None  # [B], the root mean square of the guidance's shift over the step's noise
-    loss: float | None = None  # the refinement's
+    loss: float | None = None  # the refinement's, the mean of the batch
 
 
 class Reverse:
