@@ -5,18 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from miudiff.errors import ConfigError, MiudiffError, SlideError
-from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
-from miudiff.methods.sdedit import StepReport
-from miudiff.noise import NoiseKey
+from miudiff.estimate import pace_of
 from miudiff.progress import duration
 from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Frame, frame_of
-from miudiff.slides.overview import TissueMap, describe, tissue_mask
+from miudiff.slides.overview import describe, tissue_mask
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
 from miudiff.slides.sight import Rectangle, Sight, marking
@@ -56,7 +52,9 @@ def tell_slides(
                 bright = _not_bright(slide)
                 unreadable: list[Rectangle] = []
                 read = marking(slide, unreadable) if mark else None
+                began = time.monotonic()
                 tissue = None if bright else tissue_mask(slide, scale or 1.0, read)
+                spent = time.monotonic() - began
                 for line in describe(slide, mpp, tissue):
                     say(f"  {line}")
                 if unreadable:
@@ -70,7 +68,8 @@ def tell_slides(
                     say("  estimate not possible without a scale")
                     continue
                 stainer = stainer or load()
-                say(f"  estimate {_tell(stainer, slide, scale, tissue)}")
+                frame = frame_of(slide.width, slide.height, scale, stainer.model.card.mpp, stainer)
+                say(f"  estimate {_tell(stainer, Sight(slide, frame, tissue), spent)}")
         except MiudiffError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return failed
@@ -91,77 +90,25 @@ def _not_bright(slide: Slide) -> str | None:
     return None
 
 
-def _tell(stainer: VirtualStainer, slide: Slide, mpp: float, tissue: TissueMap | None) -> str:
-    frame = frame_of(slide.width, slide.height, mpp, stainer.model.card.mpp, stainer)
-    sight = Sight(slide, frame, tissue)
-    windows = sum(sight.needs(window) for row in range(len(frame.tops)) for window in frame.row(row))
-    found = estimate(stainer, frame, windows)
-    total = len(frame.tops) * len(frame.lefts)
+def _tell(stainer: VirtualStainer, sight: Sight, spent: float) -> str:
+    """Time and memory of a slide; `spent` are the seconds that finding its glass took, which a run spends as well."""
+    frame, card = sight.frame, stainer.model.card
+    stained, left = sight.parted()
+    pace = pace_of(stainer, sight, Compression(), stained, left)
+    scale = f" at {card.mpp:g} um/px" if card.mpp else ""
     return (
-        f"{duration(found.seconds)} for {windows} of {total} windows of {frame.size[1]} x {frame.size[0]} at {stainer.model.card.mpp or mpp:g} um/px "
-        f"({stainer.model.card.name}, {stainer.placement}); {found.memory / 2**20:.0f} MiB beside the network"
+        f"{duration(spent + pace.seconds(len(stained), len(left)))} for {len(stained):,} of {len(stained) + len(left):,} windows "
+        f"of {frame.size[1]} x {frame.size[0]}{scale} ({card.name}, {stainer.placement}); "
+        f"{memory_of(frame) / 2**20:.0f} MiB beside the network"
     )
 
 
-class Estimate(NamedTuple):
-    """What staining so many windows takes: seconds of the network, and bytes beside it."""
-
-    seconds: float
-    memory: int
-
-
-def estimate(stainer: VirtualStainer, frame: Frame, windows: int) -> Estimate:
-    """Time by a few steps of one window on the device at hand; memory by the sizes of what is held at once."""
+def memory_of(frame: Frame) -> int:
+    """Bytes beside the network, by the sizes of what is held at once."""
     height, width = frame.size
     window = height * width * 3
     # groups that are read and stained, and a row of windows
     held = ((READ_AHEAD + 2) * GROUP + len(frame.lefts)) * window
     strip = round(TILE * frame.scale[1] + 8) * frame.columns * 3
     # a row of the result's tiles: blended, resampled, with the glass behind it, and its half
-    held += 2 * strip + 3 * TILE * frame.width * 3
-    return Estimate(windows * seconds_per_window(stainer, (height, width)), held)
-
-
-def seconds_per_window(stainer: VirtualStainer, size: tuple[int, int]) -> float:
-    """Seconds that a window of `size` takes, from two steps of its walk, and two refined ones where there are such."""
-    piece = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    if stainer.reverse is None:
-        began = time.monotonic()
-        stainer.stain([piece], [NoiseKey(0)])
-        return time.monotonic() - began
-    steps, refined = stainer.steps_of_a_tile, 0
-    seconds = _seconds_of_a_step(stainer, piece)
-    if isinstance(stainer.method, MIUDiff) and isinstance(stainer.config, MIUDiffConfig):
-        refined = stainer.method.refined_steps
-    if not refined:
-        return steps * seconds
-    # a chain of its last indices alone is refined from its first step on
-    reverse = stainer.config.reverse.model_copy(update={"start": 4, "steps": None})  # type: ignore[union-attr]
-    last = stainer.config.model_copy(update={"reverse": reverse})  # type: ignore[union-attr]
-    short = VirtualStainer(stainer.model, last, stainer.placement, stainer.marker, stainer.glass)
-    return (steps - refined) * seconds + refined * _seconds_of_a_step(short, piece)
-
-
-class _Enough(Exception):
-    pass
-
-
-def _seconds_of_a_step(stainer: VirtualStainer, piece: np.ndarray) -> float:
-    """The mean of the second and the third step: the first one pays for what is set up."""
-    times: list[float] = []
-
-    def watch(report: StepReport) -> None:
-        times.append(time.monotonic())
-        if len(times) == 4:
-            raise _Enough
-
-    assert stainer.reverse is not None
-    stainer.reverse.watch = watch
-    try:
-        stainer.stain([piece], [NoiseKey(0)])
-        times.append(time.monotonic())
-    except _Enough:
-        pass
-    finally:
-        stainer.reverse.watch = None
-    return (times[-1] - times[1]) / (len(times) - 2)
+    return held + 2 * strip + 3 * TILE * frame.width * 3

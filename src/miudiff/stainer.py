@@ -28,7 +28,7 @@ from miudiff.methods.generator import MULTIPLE, GeneratorModel, GeneratorTransla
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import SHIPPED, Model
 from miudiff.methods.sdedit import Reverse
-from miudiff.methods.systems import GENERATORS, build, configure, load_any, method_of, steps_of
+from miudiff.methods.systems import GENERATORS, build, changed, configure, load_any, method_of, steps_of
 from miudiff.noise import NoiseKey
 from miudiff.tiling import over_tiles, places
 from miudiff.tissue import glass as find_glass
@@ -171,16 +171,25 @@ class VirtualStainer:
             raise DataError(f"{found}, expected at most {MAX_PIXELS:,} pixels; cut it first, or give its mpp")
         key = NoiseKey(seed, name)
         resized = resize(image, rows, columns)
-        empty = find_glass(resized, self.model.card.mpp) if self.glass == "keep" else None
+        empty = self.find_glass(resized)
 
         def one(pixels: Pixels, top: int, left: int) -> Pixels:
-            if empty is not None and (empty[top : top + self.window, left : left + self.window] == 1).all():
+            if self.is_glass(empty, top, left):
                 return pixels
             return self.stain([pixels], [key.at(left, top)])[0]
 
         stained = over_tiles(resized, one, self.window, self.overlap, self.multiple)
         stained = resize(stained, height, width)
         return stained if empty is None else _with_glass(stained, image, empty)
+
+    def find_glass(self, resized: Pixels) -> NDArray[np.float32] | None:
+        """How much of each pixel of an image at the model's scale is glass that stays; None where glass is translated."""
+        return find_glass(resized, self.model.card.mpp) if self.glass == "keep" else None
+
+    def is_glass(self, empty: NDArray[np.float32] | None, top: int, left: int) -> bool:
+        """Whether a window holds nothing but glass that stays; `empty` is from `find_glass`."""
+        side = self.window
+        return empty is not None and bool((empty[top : top + side, left : left + side] == 1).all())
 
     def stain(self, pieces: Sequence[Pixels], keys: Sequence[NoiseKey]) -> list[Pixels]:
         """Virtual IHC of pieces at the model's scale, sides of multiples of `multiple` and of at most `window`; glass and all.
@@ -193,8 +202,8 @@ class VirtualStainer:
         """
         stained: list[Pixels] = []
         while len(stained) < len(pieces):
-            done, count = len(stained), 1 if self.mode == "fuse" else self.batch
-            now = list(takewhile(partial(_alike, pieces[done]), pieces[done : done + count]))
+            done = len(stained)
+            now = list(takewhile(partial(_alike, pieces[done]), pieces[done : done + self.at_once]))
             with self._memory(now[0]):
                 try:
                     ihc = self._translate(to_tensor(now), keys[done : done + len(now)])
@@ -235,6 +244,23 @@ class VirtualStainer:
             raise ConfigError(
                 "mode fuse: refinement learns from each tile by itself; expected refinement.loss=none, or mode blend"
             )
+
+    def changed(self, changes: Sequence[str]) -> VirtualStainer:
+        """The same stainer with `key=value` changes of its settings.
+
+        Raises:
+            ConfigError: A change that does not fit; a generator has no settings.
+        """
+        if self.config is None:
+            raise ConfigError(f"{self.model.card.name}: a trained {self.name}, which has no settings")
+        config = changed(self.config, changes)
+        how = (self.placement, self.marker, self.glass, self.mode, self.batch)
+        return VirtualStainer(self.model, config, *how)
+
+    @property
+    def at_once(self) -> int:
+        """How many pieces the network is given at once."""
+        return 1 if self.mode == "fuse" else self.batch
 
     @property
     def lacks_tone(self) -> bool:

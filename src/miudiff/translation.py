@@ -19,6 +19,7 @@ from typing import Any
 from miudiff import __version__
 from miudiff.checkpoints import append_json
 from miudiff.errors import DataError, MiudiffError
+from miudiff.estimate import tell_images
 from miudiff.images import (
     SUFFIXES,
     irregular,
@@ -184,6 +185,8 @@ def translate_files(
         if all(result.exists() for _, result in pairs):
             return Outcome(skipped=tuple(result for _, result in pairs))
     _check_writable(folder)
+    pending = [path for path, result in pairs if overwrite or not result.exists()]
+    tell_images(stainer, pending, lambda path: _scale(path, mpp, stainer)[0], say)
     work = _Work(stainer, folder, settings, mpp, seed, overwrite, say)
     outcome = Outcome()
     with announce(folder, settings, [result.name for _, result in pairs]):

@@ -13,7 +13,9 @@ from miudiff.cli.app import Change, Method, Preset, app, complain, say
 from miudiff.errors import ConfigError
 
 if TYPE_CHECKING:
-    from miudiff.whole_slide.jobs import SlideOptions
+    from collections.abc import Sequence
+
+    from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 
 @app.command
@@ -44,6 +46,7 @@ class SlideFlags:
         samples: Translations of seeds that follow each other; their spread is the report's uncertainty.
         report: Write a report, measures and GeoJSON beside a slide's result.
         zarr: Write a slide's result as OME-Zarr as well (needs the extra `zarr`).
+        preview: A coarse result in about two minutes: four steps, and if they do not suffice the densest windows alone, the rest grey.
         cluster: Address of a Ray cluster whose actors stain; without an address, one is started here.
         workers: Actors of the cluster; its processors or accelerators by default.
     """
@@ -55,6 +58,7 @@ class SlideFlags:
     samples: int = 1
     report: bool = True
     zarr: Annotated[bool, Parameter(negative=())] = False
+    preview: Annotated[bool, Parameter(negative=())] = False
     cluster: str | None = None
     workers: int | None = None
 
@@ -77,6 +81,14 @@ class SlideFlags:
             raise ConfigError(f"--quality: found {self.quality}, expected 1 to 100")
         if self.samples < 1:
             raise ConfigError(f"--samples: found {self.samples}, expected at least 1")
+        if self.preview:
+            for name, told in (
+                ("samples", self.samples > 1),
+                ("cluster", self.cluster),
+                ("workers", self.workers),
+            ):
+                if told:
+                    raise ConfigError(f"--preview: is one quick look made here; leave out --{name}")
         compression = Compression(self.compression, self.quality)
         return SlideOptions(
             seed,
@@ -84,8 +96,10 @@ class SlideFlags:
             compression,
             self.samples,
             overwrite,
-            report=self.report,
+            report=self.report
+            and not self.preview,  # which takes as long as the preview, and measures too little
             zarr=self.zarr,
+            preview=self.preview,
         )
 
 
@@ -142,6 +156,9 @@ def translate(
         plan(source, target)  # a wrong path is told before seconds are spent on weights
     if not jobs and (unused := slides.asked_for):
         raise ConfigError(f"--{unused}: is for whole slides; {source} is none, and holds none")
+    options = slides.options(seed, overwrite) if jobs else None
+    if slides.preview:
+        _check_preview(source, jobs, images)
     refines = method in (None, "miu-diff") and preset not in (None, "tuned")
     if mode == "fuse" and refines and not any("refinement." in word for word in set_):
         set_ = (*set_, "refinement.loss=none")
@@ -171,12 +188,20 @@ def translate(
     outcome = Outcome()
     if images:
         outcome += translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
-    if jobs:
-        outcome += stain_slides(
-            stainer, load, jobs, slides.options(seed, overwrite), slides.cluster, slides.workers, say
-        )
+    if options:
+        outcome += stain_slides(stainer, load, jobs, options, slides.cluster, slides.workers, say)
     say(str(outcome))
     return outcome.exit_code
+
+
+def _check_preview(source: Path, jobs: Sequence[SlideJob], images: bool) -> None:
+    """Refuse what a preview does not go together with."""
+    if images:
+        raise ConfigError(f"--preview: is for whole slides; {source} holds images as well")
+    if drawn := next((job.roi for job in jobs if job.roi), None):
+        raise ConfigError(
+            f"--preview: chooses its windows over the whole slide; leave out the regions ({drawn})"
+        )
 
 
 @app.command

@@ -16,6 +16,7 @@ from miudiff.slide_report.nuclei import COARSEST, margin
 from miudiff.slide_report.parts import Drawn, Parts
 from miudiff.slide_report.plane import BLOCK, Plane
 from miudiff.slide_report.table import MEASURES, Row
+from miudiff.slides.result import previewed
 
 BANNER = "Virtual stain: for research use only, not for diagnosis."
 UNCALIBRATED = (
@@ -68,6 +69,7 @@ def made(case: Case) -> Lines:
     lines: list[tuple[str, Any]] = [
         ("H&E", record.get("source")),
         ("Result", f"{case.result.name}, {pixels}"),
+        ("Preview", previewed(record)),
         ("Scale", scale),
         ("Marker", card.get("marker")),
         ("Method", record.get("method")),

@@ -93,7 +93,7 @@ class Encoder:
 
         def chunk(left: int) -> list[Rectangle]:
             right = min(left + CHUNK * tile, layout.width)
-            strip[:, left:right], unread = self._pixels(left, top, right, bottom, windows, arrays, bad)
+            strip[:, left:right], unread = self.pixels(left, top, right, bottom, windows, arrays, bad)
             return unread
 
         parts = list(self._pool.map(chunk, range(0, layout.width, CHUNK * tile)))
@@ -138,7 +138,7 @@ class Encoder:
         down = self.sight.frame.scale[1]
         return max(floor(top * down) - MARGIN, 0), min(ceil(bottom * down) + MARGIN, self.sight.frame.rows)
 
-    def _pixels(
+    def pixels(
         self,
         left: int,
         top: int,

@@ -37,6 +37,19 @@ def regions_named(record: Mapping[str, Any]) -> str:
     return named if isinstance(named, str) else ""
 
 
+def previewed(record: Mapping[str, Any]) -> str:
+    """What a preview stained, in words; "" where a record is not of one."""
+    if record.get("preview") is not True:
+        return ""
+    told = record.get("previewed")
+    count, of, steps = (
+        told.get(key) if isinstance(told, Mapping) else None for key in ("windows", "of", "steps")
+    )
+    if type(count) is not int or type(of) is not int or type(steps) is not int:
+        return "parts of the slide, or few steps"
+    return f"{count:,} of {of:,} windows in {steps:,} step{'s' if steps > 1 else ''}"
+
+
 def is_file(path: Path) -> bool:
     """Whether a path is a file; one that a record names may be nothing that a file system takes."""
     try:

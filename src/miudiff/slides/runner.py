@@ -181,13 +181,19 @@ class Runner:
         sight: The slide, its frame and what of it is asked for.
         encoder: Makes blocks of the result from rows of windows.
         folder: Holds what is unfinished; the same folder goes on.
+
+    Attributes:
+        todo: The rows of windows that are still to be stained, as it was found.
     """
 
     def __init__(self, sight: Sight, encoder: Encoder, folder: Path) -> None:
         self.sight, self.encoder = sight, encoder
         self.rows = RowStore(folder / "rows", sight)
+        self._missing = encoder.missing()
+        rows = range(*self._rows_of(self._missing))
+        self._there = {row for row in rows if self.rows.has(row)}  # on disk, seen whole or just written
+        self.todo = [row for row in rows if row not in self._there]
         self._changed = threading.Condition()
-        self._there: set[int] = set()  # rows on disk, seen whole or just written
         self._stopped = False
         self._awaited = 0  # the encoding waits for no row from this one on
 
@@ -199,12 +205,9 @@ class Runner:
             KeyboardInterrupt: Ctrl-C; everything that was finished is kept.
         """
         self.rows.folder.mkdir(parents=True, exist_ok=True)
-        missing = self.encoder.missing()
-        first, last = self._rows_of(missing)
-        self._there = {row for row in range(first, last) if self.rows.has(row)}
-        todo = [row for row in range(first, last) if row not in self._there]
-        counts = [len(self.rows.windows(row)) for row in range(len(self.sight.frame.tops))]
-        total, done = sum(counts), sum(counts) - sum(counts[row] for row in todo)
+        missing, todo = self._missing, self.todo
+        total = sum(len(self.rows.windows(row)) for row in range(len(self.sight.frame.tops)))
+        done = total - sum(len(self.rows.windows(row)) for row in todo)
         progress(done, total)
         with ThreadPoolExecutor(1, "encode") as pool:
             encoding = pool.submit(self._encode, missing)
@@ -231,6 +234,13 @@ class Runner:
                 with contextlib.suppress(BaseException):
                     encoding.result()
                 raise
+
+    @property
+    def outstanding(self) -> tuple[list[Window], list[Window]]:
+        """The windows of the rows to be stained: those that are, and those that are not."""
+        every = [window for row in self.todo for window in self.sight.frame.row(row)]
+        stained = {window for row in self.todo for window in self.rows.windows(row)}
+        return sorted(stained), [window for window in every if window not in stained]
 
     def _rows_of(self, blocks: list[int]) -> tuple[int, int]:
         """The rows of windows, first and one past the last, that these blocks of level 0 need."""

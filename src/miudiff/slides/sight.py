@@ -61,6 +61,7 @@ class Sight:
     Attributes:
         glass: None stains glass like tissue.
         regions: None asks for the whole slide.
+        chosen: The only windows that are stained; None takes every one that is needed.
         mark: What cannot be read is told beside the pixels instead of stopping the job.
     """
 
@@ -69,9 +70,20 @@ class Sight:
     glass: TissueMap | None = None
     regions: Regions | None = None
     mark: bool = False
+    chosen: frozenset[Window] | None = None
+
+    def parted(self) -> tuple[list[Window], list[Window]]:
+        """The windows that are stained, and those that are not."""
+        kinds: tuple[list[Window], list[Window]] = ([], [])
+        for row in range(len(self.frame.tops)):
+            for window in self.frame.row(row):
+                kinds[not self.needs(window)].append(window)
+        return kinds
 
     def needs(self, window: Window) -> bool:
         """Whether any pixel of the result comes from this window."""
+        if self.chosen is not None and window not in self.chosen:
+            return False
         height, width = self.frame.size
         left, top = max(window.left - MARGIN, 0), max(window.top - MARGIN, 0)
         right = min(window.left + width + MARGIN, self.frame.columns)

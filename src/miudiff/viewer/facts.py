@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from miudiff.formats.scale import is_optical
+from miudiff.slides.result import previewed
 from miudiff.viewer.cases import Case
 
 
@@ -23,6 +24,7 @@ def told(case: Case) -> list[tuple[str, str]]:
     name = model.get("name") if isinstance(model, Mapping) else model
     width, height, unreadable = facts.get("width"), facts.get("height"), facts.get("unreadable")
     rows = [
+        ("Preview", previewed(facts)),
         ("Marker", marker_of(facts)),
         ("Method", _text(facts.get("method"))),
         ("Model", _text(name)),

@@ -40,6 +40,7 @@ class SlideOptions:
         threads: Tiles of the result are made by so many at once.
         report: Write a report beside each result.
         zarr: Write the result as OME-Zarr as well.
+        preview: Stain what about two minutes suffice for.
     """
 
     seed: int = 0
@@ -50,6 +51,7 @@ class SlideOptions:
     threads: int = 2
     report: bool = True
     zarr: bool = False
+    preview: bool = False
 
 
 def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) -> list[SlideJob]:

@@ -23,7 +23,7 @@ from miudiff.result_folder import NOTICE
 from miudiff.slides.encoding import Compression
 from miudiff.slides.reader import Slide
 from miudiff.slides.regions import Feature, Regions, write_features
-from miudiff.slides.result import ROI
+from miudiff.slides.result import ROI, previewed
 from miudiff.slides.runner import clear
 from miudiff.slides.sight import Rectangle
 from miudiff.stainer import VirtualStainer, check_mpp
@@ -44,6 +44,7 @@ def record_of(
     return {
         "notice": NOTICE,
         "miudiff": __version__,
+        "preview": True if options.preview else None,
         "source": str(job.source),
         SOURCE: source_digest(job.source, slide.fingerprint),
         "width": slide.width,
@@ -89,6 +90,7 @@ _FREE = (
     "seconds",
     "notice",
     "threads",
+    "previewed",
 )
 
 
@@ -98,6 +100,10 @@ def refuse_other(path: Path, record: dict[str, Any], target: Path) -> None:
         before = read_json(path)
     except CheckpointError:
         return  # somebody's own file is skipped like a finished one
+    if before.get("preview") and not record.get("preview"):
+        raise DataError(
+            f"{target}: holds a preview ({previewed(before)}); give another target, or --overwrite to stain the whole slide"
+        )
     if changed := difference(record, before, _FREE):
         raise DataError(
             f"{target}: was made with {changed} ({path.name}); give another target, or --overwrite"
@@ -106,7 +112,7 @@ def refuse_other(path: Path, record: dict[str, Any], target: Path) -> None:
 
 def identity_of(record: dict[str, Any]) -> str:
     """What a result's bytes follow from, as a digest."""
-    return settings_digest(record, _FREE)
+    return settings_digest(record, [key for key in _FREE if key != "previewed"])
 
 
 def refuse_long_name(target: Path) -> None:
@@ -141,24 +147,37 @@ def locked_work_folder(target: Path) -> Iterator[Path]:
         yield folder
 
 
-def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Note in a work folder what is made in it; work of other settings or of another source is refused, or begun anew.
+
+    Returns:
+        What of a slide a preview that goes on had chosen, if this is one.
 
     Raises:
         DataError: It holds other work, or cannot be written.
     """
-    path = folder / "job.json"
+    path, kept = folder / "job.json", None
     if path.exists():
         try:
-            changed = difference(record, read_json(path), _FREE)
+            before = read_json(path)
+            changed, kept = difference(record, before, _FREE), before.get("previewed")
+            if before.get("preview") and not record.get("preview"):
+                changed = "--preview"
         except CheckpointError as error:
             changed = f"a record that cannot be read ({error})"
         if changed and not overwrite:
             raise DataError(f"{folder}: holds work begun with {changed}; give another target, or --overwrite")
         if changed:
+            kept = None
             for part in ("rows", "blocks"):
                 clear(folder / part)
-    write_json(path, record)
+    write_json(path, record | ({"previewed": kept} if kept else {}))
+    return kept
+
+
+def keep(folder: Path, record: dict[str, Any]) -> None:
+    """Note what of a slide a preview has chosen, before anything is made by it."""
+    write_json(folder / "job.json", record)
 
 
 def write_places(target: Path, unreadable: Sequence[Rectangle], regions: Regions | None) -> None:

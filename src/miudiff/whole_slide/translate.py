@@ -13,6 +13,7 @@ from typing import Any
 from miudiff.checkpoints import write_json
 from miudiff.cluster import LOCAL, Cluster
 from miudiff.errors import BusyError, MiudiffError
+from miudiff.estimate import tell_slide
 from miudiff.images import beside, stem
 from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
@@ -27,15 +28,19 @@ from miudiff.slides.overview import tissue_mask
 from miudiff.slides.pyramid import BlockStore, Layout
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.regions import read_regions
+from miudiff.slides.result import ROI, previewed
 from miudiff.slides.runner import Here, Runner, Stained, clear
+from miudiff.slides.scaled import Read
 from miudiff.slides.sight import Sight, marking
 from miudiff.stainer import VirtualStainer
 from miudiff.translation import Outcome, refuse_result
 from miudiff.whole_slide.jobs import SlideJob, SlideOptions
+from miudiff.whole_slide.preview import choose, hurried
 from miudiff.whole_slide.record import (
     FAILURES,
     begin,
     identity_of,
+    keep,
     locked_work_folder,
     record_of,
     refuse_long_name,
@@ -86,6 +91,8 @@ def translate_slides(
         stained: Who stains the windows, given the slide's noise; this process by default.
     """
     outcome = Outcome()
+    if options.preview:
+        stainer = hurried(stainer)
     for number, job in enumerate(jobs, 1):
         if len(jobs) > 1:
             say(f"slide {number}/{len(jobs)}: {job.source}")
@@ -160,33 +167,72 @@ def translate_slide(
             if _is_done(job, record, options):  # by another process meanwhile, or before a kill
                 clear(folder)
                 return False
-            begin(folder, record, options.overwrite)
+            kept = begin(folder, record, options.overwrite)
             began = time.monotonic()
-            sight = _look(slide, frame, mpp, stainer, job, options)
             say(
                 f"{job.source.name}: {slide.width} x {slide.height} pixels, {told}; {frame.columns} x {frame.rows} at the model's scale"
             )
-            store = BlockStore(folder / "blocks", Layout(slide.width, slide.height), options.compression)
-            with contextlib.closing(Encoder(sight, store, options.threads)) as encoder:
-                runner = Runner(sight, encoder, folder)
-                key = NoiseKey(options.seed, job.source.name)
-                engine = stained(key) if stained else Here(stainer, key)
-                runner.run(engine, Progress("windows", say))
-                encoder.complete()
-                record |= {"unreadable": runner.unreadable, "tissue_share": _tissue_share(sight)}
-            record["samples"] = sorted(
-                f"{p.parent.name}/{p.name}" for p in _samples_folder(job.target).glob("*.ome.tif")
-            )
-            write_places(job.target, record["unreadable"], sight.regions)
-            name = f"{stem(job.source)} {stainer.marker or 'IHC'} (virtual)"
+            sight = _look(slide, frame, mpp, stainer, job, options)
+            if options.preview:
+                tissue = sight.glass or tissue_mask(slide, mpp or 1.0, _read(slide, options))
+                spent = time.monotonic() - began
+                sight, chosen = choose(stainer, sight, tissue, options.compression, spent, kept, say)
+                record["previewed"] = chosen
+                keep(folder, record)
+            key = NoiseKey(options.seed, job.source.name)
+            store = _stain(stainer, sight, options, record, folder, stained and stained(key), key, say)
             record["seconds"] = round(time.monotonic() - began, 1)
-            write_json(beside(job.target, ".json"), record)
-            if options.zarr:
-                export_zarr(store, beside(job.target, ".ome.zarr"), mpp, name, NOTICE)
-            assemble(store, job.target, mpp, name, identity_of(record), NOTICE)
+            _finish(job, options, record, sight, store, stainer.marker)
             clear(folder)
     say(f"{job.target}: written")
     return True
+
+
+def _stain(
+    stainer: VirtualStainer,
+    sight: Sight,
+    options: SlideOptions,
+    record: dict[str, Any],
+    folder: Path,
+    elsewhere: Stained | None,
+    key: NoiseKey,
+    say: Callable[[str], None],
+) -> BlockStore:
+    """Stain and encode what is missing, and note in the record what could not be read."""
+    layout = Layout(sight.slide.width, sight.slide.height)
+    store = BlockStore(folder / "blocks", layout, options.compression)
+    with contextlib.closing(Encoder(sight, store, options.threads)) as encoder:
+        runner = Runner(sight, encoder, folder)
+        if elsewhere is None:  # how fast other machines are is not measured
+            tell_slide(stainer, sight, options.compression, *runner.outstanding, say)
+        runner.run(elsewhere or Here(stainer, key), Progress("windows", say))
+        encoder.complete()
+        record |= {"unreadable": runner.unreadable, "tissue_share": _tissue_share(sight)}
+    return store
+
+
+def _finish(
+    job: SlideJob,
+    options: SlideOptions,
+    record: dict[str, Any],
+    sight: Sight,
+    store: BlockStore,
+    marker: str | None,
+) -> None:
+    """Write the result, and before it what lies beside it."""
+    record["samples"] = sorted(
+        f"{p.parent.name}/{p.name}" for p in _samples_folder(job.target).glob("*.ome.tif")
+    )
+    if sight.chosen is not None:  # for a preview they lie beside the result alone
+        record["regions"] = beside(job.target, ROI).name
+    write_places(job.target, record["unreadable"], sight.regions)
+    write_json(beside(job.target, ".json"), record)
+    coarse = previewed(record)
+    name = f"{stem(job.source)} {marker or 'IHC'} (virtual{', preview' if coarse else ''})"
+    notice = f"{NOTICE}; preview: {coarse}" if coarse else NOTICE
+    if options.zarr:
+        export_zarr(store, beside(job.target, ".ome.zarr"), record["mpp"], name, notice)
+    assemble(store, job.target, record["mpp"], name, identity_of(record), notice)
 
 
 def _is_done(job: SlideJob, record: dict[str, Any], options: SlideOptions) -> bool:
@@ -210,8 +256,12 @@ def _look(
     sight = Sight(slide, frame, None, regions, options.mark_unreadable)
     if stainer.glass == "stain":
         return sight
-    read = marking(slide, []) if options.mark_unreadable else None
-    return replace(sight, glass=tissue_mask(slide, mpp or 1.0, read))
+    return replace(sight, glass=tissue_mask(slide, mpp or 1.0, _read(slide, options)))
+
+
+def _read(slide: Slide, options: SlideOptions) -> Read | None:
+    """How a slide is read to find its glass."""
+    return marking(slide, []) if options.mark_unreadable else None
 
 
 def _tissue_share(sight: Sight) -> float | None:
