@@ -19,7 +19,7 @@ import numpy as np
 
 from miudiff.errors import MiudiffError
 from miudiff.images import Pixels, read_image, resize, write_image
-from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
+from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.sdedit import StepReport
 from miudiff.noise import NoiseKey
 from miudiff.progress import duration
@@ -143,7 +143,7 @@ def _spread(paths: Sequence[Path], count: int) -> list[Path]:
 
 
 def seconds_per_window(stainer: VirtualStainer, size: tuple[int, int], batch: int) -> float:
-    """Seconds that the network takes for a window: what comes before the first step, and its steps.
+    """Seconds that the network takes for a window; what comes before its first step is little, and left out.
 
     Some steps are measured, and some refined ones where there are such.
 
@@ -156,14 +156,16 @@ def seconds_per_window(stainer: VirtualStainer, size: tuple[int, int], batch: in
         _seconds_of_a_batch(stainer, piece, batch)  # pays for what is set up
         return _seconds_of_a_batch(stainer, piece, batch)
     steps, refined = stainer.steps_of_a_tile, 0
-    before, step = _seconds_of_steps(stainer, piece, batch)
-    if isinstance(stainer.method, MIUDiff) and isinstance(stainer.config, MIUDiffConfig):
+    if isinstance(stainer.method, MIUDiff):
         refined = stainer.method.refined_steps
     if not refined:
-        return before + steps * step
+        return steps * _seconds_of_a_step(stainer, piece, batch)
+    plain = stainer.changed(("refinement.loss=none",))
     # a chain of its last indices alone is refined from its first step on
     last = stainer.changed(("reverse.start=4", "reverse.steps=null"))
-    return before + (steps - refined) * step + refined * _seconds_of_steps(last, piece, batch)[1]
+    return (steps - refined) * _seconds_of_a_step(plain, piece, batch) + (
+        refined * _seconds_of_a_step(last, piece, batch)
+    )
 
 
 def _seconds_of_a_batch(stainer: VirtualStainer, piece: Pixels, batch: int) -> float:
@@ -176,8 +178,8 @@ class _Enough(Exception):
     pass
 
 
-def _seconds_of_steps(stainer: VirtualStainer, piece: Pixels, batch: int) -> tuple[float, float]:
-    """Seconds of a window before its first step, and of a step after the first, which pays for what is set up."""
+def _seconds_of_a_step(stainer: VirtualStainer, piece: Pixels, batch: int) -> float:
+    """Seconds of a window's step, the mean of some after the first, which pays for what is set up."""
     times: list[float] = []
 
     def watch(report: StepReport) -> None:
@@ -187,7 +189,6 @@ def _seconds_of_steps(stainer: VirtualStainer, piece: Pixels, batch: int) -> tup
 
     assert stainer.reverse is not None
     stainer.reverse.watch = watch
-    began = time.monotonic()
     try:
         stainer.stain([piece] * batch, [NoiseKey(0)] * batch)
         times.append(time.monotonic())
@@ -196,4 +197,4 @@ def _seconds_of_steps(stainer: VirtualStainer, piece: Pixels, batch: int) -> tup
     finally:
         stainer.reverse.watch = None
     done = min(batch, stainer.at_once)  # halved where memory did not suffice
-    return (times[0] - began) / done, (times[-1] - times[1]) / (len(times) - 2) / done
+    return (times[-1] - times[1]) / (len(times) - 2) / done
