@@ -107,6 +107,41 @@ def test_a_window_of_a_preview_is_what_a_whole_run_of_its_steps_makes(model, sli
     assert np.array_equal(few[inner], whole[inner])
 
 
+def test_a_slide_without_tissue_is_whole_as_it_is(model, tmp_path, machine):
+    machine(-1)
+    source = make(tmp_path / "in" / "case.tif", levels=2)
+    with tifffile.TiffFile(source) as tiff:
+        glass = np.full((300, 400, 3), 245, np.uint8)
+        scale = tiff.pages[0].tags["XResolution"].value
+    tifffile.imwrite(
+        source,
+        glass,
+        tile=(128, 128),
+        photometric="rgb",
+        resolution=(scale[0] / scale[1],) * 2,
+        resolutionunit="CENTIMETER",
+    )
+    words = ("--preview", "--glass", "keep", "--compression", "lossless")
+    with pytest.raises(SystemExit) as left:
+        main(
+            [
+                str(word)
+                for word in (
+                    "translate",
+                    source,
+                    tmp_path / "case.ome.tif",
+                    "--model",
+                    model,
+                    "--device",
+                    "cpu",
+                    *words,
+                )
+            ]
+        )
+    assert left.value.code == 0
+    assert (pixels(tmp_path / "case.ome.tif") == 245).all()
+
+
 def test_where_the_whole_slide_fits_all_of_it_is_stained(model, slide, tmp_path, machine):
     machine(12)
     lossless = ("--compression", "lossless", "--no-report")

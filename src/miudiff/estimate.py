@@ -61,20 +61,17 @@ def pace_of(
     compression: Compression,
     stained: Sequence[Window],
     left: Sequence[Window],
-    network: float | None = None,
 ) -> Pace:
     """The pace of a slide, measured on a few of its windows.
 
     Args:
         stained: The windows that are to be stained.
         left: The windows that are not.
-        network: Seconds of the network for a window, if they are known.
     """
     at_once = stainer.placement.device.type != "cpu"
     cores = 1 if at_once else stainer.placement.threads or 1
     of_stained, of_left = (seconds_beside(sight, compression, some) / cores for some in (stained, left))
-    if network is None:
-        network = seconds_per_window(stainer, sight.frame.size, stainer.at_once) if stained else 0.0
+    network = seconds_per_window(stainer, sight.frame.size, stainer.at_once) if stained else 0.0
     return Pace(network, of_stained, of_left, at_once)
 
 

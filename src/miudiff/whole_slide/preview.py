@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
-from miudiff.estimate import Pace, pace_of
+from miudiff.estimate import Pace, pace_of, seconds_per_window
 from miudiff.slides.choice import densest, only
 from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Window
@@ -57,7 +57,7 @@ def choose(
     windows, left = sight.parted()
     if kept is None:
         whole = pace_of(stainer, sight, compression, windows, left)
-        fits = whole.seconds(len(windows), len(left)) <= SECONDS - spent
+        fits = not windows or whole.seconds(len(windows), len(left)) <= SECONDS - spent
         count = len(windows) if fits else _fitting(stainer, sight, compression, windows, left, spent, whole)
         kept = {
             "windows": count,
@@ -83,8 +83,11 @@ def _fitting(
 ) -> int:
     """How many windows fit the time if all else is left grey; one at least."""
     grey = only(sight, windows[:1])
-    pace = pace_of(stainer, grey, compression, (), [*windows[1:], *left], whole.network)
-    pace = pace._replace(stained=whole.stained)
+    pace = pace_of(stainer, grey, compression, (), [*windows[1:], *left])
+    # windows that lie far apart are stained one by one
+    if stainer.at_once > 1:
+        whole = whole._replace(network=seconds_per_window(stainer, sight.frame.size, 1))
+    pace = whole._replace(left=pace.left)
     total = len(windows) + len(left)
     within = bisect_right(
         range(len(windows) + 1), SECONDS - spent, key=lambda count: pace.seconds(count, total - count)
