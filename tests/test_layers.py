@@ -64,7 +64,7 @@ ALLOWED = {
     "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},
     "viewer": {"checkpoints", "slides"},
     "doctor": {"methods"},
-    "bench": {*LEARNING, *CORE, "evaluation", "methods", "runs", "slide_info", "slides", "stainer"},
+    "bench": {*LEARNING, *CORE, "estimate", "evaluation", "methods", "runs", "slides", "stainer"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}

@@ -13,6 +13,7 @@ from miudiff.bench.timing import Clock, Pairs
 from miudiff.data.twin import at_scale, twin_region
 from miudiff.device import Placement
 from miudiff.diffusion.classifier import ClassifierNetwork, NoisedClassifier
+from miudiff.estimate import seconds_per_window
 from miudiff.evaluation.fidelity import psnr
 from miudiff.gan import Generator, GeneratorConfig
 from miudiff.methods.generator import GeneratorModel
@@ -20,7 +21,6 @@ from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import Card, Model
 from miudiff.methods.systems import SYSTEMS, configure
 from miudiff.noise import NoiseKey
-from miudiff.slide_info import seconds_per_window
 from miudiff.stainer import VirtualStainer
 
 DEFAULT = ("miu-diff", SYSTEMS["miu-diff"].usual)
@@ -65,7 +65,7 @@ def costs(model: Model, placement: Placement) -> Iterator[Cost]:
 
 
 def _cost(stainer: VirtualStainer, preset: str, evaluations: int) -> Cost:
-    seconds = seconds_per_window(stainer, (SIDE, SIDE))
+    seconds = seconds_per_window(stainer, (SIDE, SIDE), 1)
     scale = stainer.model.card.mpp
     mm2 = None if scale is None else ((SIDE - stainer.overlap) * scale / 1000) ** 2
     return Cost(stainer.name, preset, evaluations, seconds, mm2)
