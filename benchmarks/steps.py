@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024, help="of the square taken of each pair, in pixels")
     parser.add_argument("--model", default="ki67-small")
     parser.add_argument("--marker", default="FHL2")
-    parser.add_argument("--preset", default="tuned")
+    parser.add_argument("--preset", default="fast")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     arguments = parser.parse_args()
     if arguments.pairs:

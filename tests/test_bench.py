@@ -39,7 +39,7 @@ def test_a_budget_ends_the_pairs_but_not_before_three():
     ],
 )
 def test_evaluations_are_those_that_the_network_makes_refinements_with_them(settings, expected):
-    stainer, calls = VirtualStainer(tiny_model(), preset("tuned", settings), CPU), []
+    stainer, calls = VirtualStainer(tiny_model(), preset("fast", settings), CPU), []
     # a copy that refinement makes of the network carries the hook along
     stainer.model.score.unet.register_forward_hook(lambda *_: calls.append(1))
     stainer.stain([np.zeros((64, 64, 3), np.uint8)], [NoiseKey(0)])
@@ -48,7 +48,7 @@ def test_evaluations_are_those_that_the_network_makes_refinements_with_them(sett
 
 def test_a_guided_step_is_another_than_the_plain_one(monkeypatch):
     monkeypatch.setattr(network, "SIDE", 64)
-    found = network.guided_over_plain(tiny_model(), preset("tuned"), 2, CPU, QUICK)
+    found = network.guided_over_plain(tiny_model(), preset("fast"), 2, CPU, QUICK)
     assert found.as_dict("plain", "guided")["pairs"] == 3
     assert all(seconds > 0 for seconds in [*found.base, *found.other])
 

@@ -309,7 +309,7 @@ def test_a_file_as_the_target_of_a_folder_is_refused(he, tmp_path, mistake):
 def test_a_misspelt_word_names_the_nearest_right_one(he, tmp_path, model, mistake):
     line = ["translate", he, tmp_path / "ihc", "--model", model]
     assert "Did you mean --seed?" in mistake(2, *line, "--sed", 1)
-    assert 'did you mean "tuned"?' in mistake(2, *line, "--preset", "tunned")
+    assert 'did you mean "fast"?' in mistake(2, *line, "--preset", "fasst")
     assert 'Did you mean "translate"?' in mistake(2, "translat", he)
     assert "did you mean 'scale'?" in mistake(2, *line, "--set", "guidance.scal=1")
 

@@ -77,13 +77,13 @@ def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
         tmp_path / "report.html",
         {name: tissue(seed=i) for i, name in enumerate(images)},
         scores,
-        "tuned",
+        "fast",
         7,
         3.2,
     )
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == len(images)
-    assert all(word in text for word in ("psnr_real", "12.35", "vif_source", "Preset tuned, seed 7, in 3 s."))
+    assert all(word in text for word in ("psnr_real", "12.35", "vif_source", "Preset fast, seed 7, in 3 s."))
     assert "http://" not in text
     assert "https://" not in text
     assert "not for diagnosis" in text
@@ -95,7 +95,7 @@ def tiny_stainer(monkeypatch):
     monkeypatch.setattr(
         VirtualStainer,
         "load",
-        lambda *given, **more: VirtualStainer(tiny_model((MARKER,)), quick("tuned"), CPU),
+        lambda *given, **more: VirtualStainer(tiny_model((MARKER,)), quick("fast"), CPU),
     )
     monkeypatch.setattr(
         demo, "twin_region", lambda region: [image[:128, :128] for image in twin_region(region)]
@@ -104,7 +104,7 @@ def tiny_stainer(monkeypatch):
 
 def test_the_demo_writes_all_that_it_promises(tmp_path, tiny_stainer):
     lines = []
-    run_demo(tmp_path, "tuned", 0, "cpu", lines.append)
+    run_demo(tmp_path, "fast", 0, "cpu", lines.append)
     pictures = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
     expected = sorted([f"{name}.png" for name in pictures] + ["metrics.json", "report.html"])
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
@@ -121,7 +121,7 @@ def test_the_demo_writes_all_that_it_promises(tmp_path, tiny_stainer):
     not (model_folder(SHIPPED) / "model_index.json").exists(), reason="the weights that ship are not here"
 )
 def test_the_weights_that_ship_stain_the_demos_tissue_better_than_its_own_he_looks(tmp_path):
-    run_demo(tmp_path, "tuned", 0, "auto", lambda line: None)
+    run_demo(tmp_path, "fast", 0, "auto", lambda line: None)
     scores = json.loads((tmp_path / "metrics.json").read_text())
     he, real = (read_image(tmp_path / f"{name}.png") for name in ("he", "real_ihc"))
     untouched = score(he, real, he)

@@ -26,7 +26,7 @@ from tiny import CPU, tiny_model
 
 def stainer(*changes, **how):
     words = ("reverse.steps=6", *changes)
-    return VirtualStainer(tiny_model(), preset("tuned", words), CPU, glass="stain", **how)
+    return VirtualStainer(tiny_model(), preset("fast", words), CPU, glass="stain", **how)
 
 
 class Clock:

@@ -18,7 +18,7 @@ from tiny import CPU, tiny_model
 def stainer(mode, *changes, tile=64, **options):
     return VirtualStainer(
         tiny_model(tile=tile),
-        preset("tuned", (*QUICK, "energy.guidance=none", *changes)),
+        preset("fast", (*QUICK, "energy.guidance=none", *changes)),
         CPU,
         mode=mode,
         **options,

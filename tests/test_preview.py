@@ -222,5 +222,5 @@ def test_a_hurried_stainer_takes_four_steps_at_most_and_refines_nothing():
         quick = hurried(VirtualStainer(tiny_model(), preset(preset_name), CPU))
         assert quick.steps_of_a_tile == steps
         assert quick.method.refined_steps == 0
-    two = hurried(VirtualStainer(tiny_model(), preset("tuned", ("reverse.steps=2",)), CPU))
+    two = hurried(VirtualStainer(tiny_model(), preset("fast", ("reverse.steps=2",)), CPU))
     assert two.steps_of_a_tile == 2

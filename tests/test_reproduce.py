@@ -151,7 +151,7 @@ def test_the_twin_sets_tiles_cover_its_held_out_half(tmp_path):
 
 
 def test_table_1_has_every_system_and_every_ablation_once():
-    rows = rows_of("table1", "tuned", None)
+    rows = rows_of("table1", "fast", None)
     names = [row.name for row in rows]
     assert names[:5] == list(COMPARED)
     assert len({row.slug for row in rows}) == len(rows)
@@ -159,7 +159,7 @@ def test_table_1_has_every_system_and_every_ablation_once():
 
 
 @pytest.mark.parametrize("table", list(TABLES))
-@pytest.mark.parametrize("base", ["tuned", "thorough", "paper"])
+@pytest.mark.parametrize("base", ["fast", "thorough", "paper"])
 def test_every_row_of_every_table_is_valid_and_the_steps_are_the_budgets(table, base):
     for row in rows_of(table, base, 5):
         if row.config is not None:
@@ -168,16 +168,16 @@ def test_every_row_of_every_table_is_valid_and_the_steps_are_the_budgets(table, 
 
 
 @pytest.mark.parametrize("table", list(TABLES))
-@pytest.mark.parametrize("base", ["tuned", "thorough", "paper"])
+@pytest.mark.parametrize("base", ["fast", "thorough", "paper"])
 def test_no_two_rows_of_a_table_have_the_same_settings(table, base):
     ours = [row.config for row in rows_of(table, base, None) if row.method == "miu-diff"]
     assert all(ours.index(config) == i for i, config in enumerate(ours))
     names = [row.name for row in rows_of(table, base, None)]
-    assert ("w/ PCL" in names) == (base == "tuned" and table != "figure3")
+    assert ("w/ PCL" in names) == (base == "fast" and table != "figure3")
 
 
 def test_rows_are_chosen_by_name_and_an_unknown_name_is_told():
-    rows = rows_of("table1", "tuned", None)
+    rows = rows_of("table1", "fast", None)
     assert [row.name for row in chosen(rows, ("w/o MI", "CUT"))] == ["CUT", "w/o MI"]
     assert chosen(rows, ()) == rows
     with pytest.raises(ConfigError, match="--only 'GAN': no such row, expected one of CUT; ASP"):
@@ -185,8 +185,8 @@ def test_rows_are_chosen_by_name_and_an_unknown_name_is_told():
 
 
 def test_a_budget_of_more_steps_does_not_lengthen_a_presets_walk():
-    tuned = next(row for row in rows_of("table2", "tuned", 200) if row.name == "MIU-Diff, tuned")
-    assert tuned.config.reverse.steps == 10
+    fast = next(row for row in rows_of("table2", "fast", 200) if row.name == "MIU-Diff, fast")
+    assert fast.config.reverse.steps == 10
 
 
 def test_the_paper_reports_its_own_system_first_in_hist_and_iod():
@@ -251,7 +251,7 @@ def test_a_table_is_made_from_nothing_and_made_again_from_what_is_there(tmp_path
     said = []
     asked = options("table1", bci(tmp_path / "bci"), tmp_path / "out", budget)
     path = reproduce(asked, False, said.append)
-    names = [row.name for row in rows_of("table1", "tuned", 3)]
+    names = [row.name for row in rows_of("table1", "fast", 3)]
     assert rows_in(path)[2 : 2 + len(names)] == names
     values = json.loads(path.with_suffix(".json").read_text())["cases"]["set"]
     assert all(len(seeds) == 2 for seeds in values.values())
@@ -295,7 +295,7 @@ def test_a_plan_tells_every_run_and_row_and_trains_nothing(tmp_path, budget):
     asked = options("table2", bci(tmp_path / "bci"), tmp_path / "out", budget)
     assert reproduce(asked, True, said.append) is None
     text = "\n".join(said)
-    assert all(row.name in text for row in rows_of("table2", "tuned", 3))
+    assert all(row.name in text for row in rows_of("table2", "fast", 3))
     assert "train score" in text
     assert "train mi" in text
     assert "in all about" in said[-1]

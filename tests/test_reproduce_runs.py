@@ -59,10 +59,10 @@ def test_mists_layout_is_tested_on_its_val_part_and_never_trained_on_it(tmp_path
 
 def test_a_dataset_whose_marker_nobody_names_keeps_its_luma_curve(tmp_path, budget):
     root = plain(tmp_path / "plain")
-    make(options("table1", root, tmp_path / "out", budget, only=("MIU-Diff, tuned",)))
+    make(options("table1", root, tmp_path / "out", budget, only=("MIU-Diff, fast",)))
     card = load_model(tmp_path / "out" / "set" / "model").card
     assert card.markers == ("IHC",)
-    used = settings(tmp_path / "out", "miu-diff-tuned-tuned")
+    used = settings(tmp_path / "out", "miu-diff-fast-fast")
     assert used["marker"] == "IHC"
     assert used["tone"] == card.tone["IHC"].model_dump(mode="json")
 
@@ -87,7 +87,7 @@ def test_the_twin_set_takes_a_model_that_is_given_and_says_so(tmp_path, budget):
         tmp_path / "out",
         budget,
         models=(f"twin={tmp_path / 'model'}",),
-        only=("SDEdit", "MIU-Diff, tuned"),
+        only=("SDEdit", "MIU-Diff, fast"),
         device="cpu",
         precision="fp32",
     )
@@ -101,15 +101,15 @@ def test_the_twin_set_takes_a_model_that_is_given_and_says_so(tmp_path, budget):
 
 def test_a_given_model_without_a_curve_gets_that_of_the_training_images(tmp_path, budget):
     save_model(tmp_path / "model", tiny_model(markers=("HER2",), mpp=None))
-    asked = with_model(tmp_path, budget, "MIU-Diff, tuned")
+    asked = with_model(tmp_path, budget, "MIU-Diff, fast")
     make(asked)
-    assert settings(tmp_path / "out", "miu-diff-tuned-tuned")["tone"] is not None
+    assert settings(tmp_path / "out", "miu-diff-fast-fast")["tone"] is not None
     assert not load_model(tmp_path / "model").card.tone  # the user's own folder is left alone
 
 
 def test_another_curve_makes_the_rows_anew_that_use_it_and_no_other(tmp_path, budget):
     model = tiny_model(markers=("HER2",), mpp=None)
-    asked = with_model(tmp_path, budget, "SDEdit", "MIU-Diff, tuned")
+    asked = with_model(tmp_path, budget, "SDEdit", "MIU-Diff, fast")
     times = []
     for bright in (0.0, 0.5):
         curve = ToneCurve(source=(-1, 1), target=(bright, 1))
@@ -121,7 +121,7 @@ def test_another_curve_makes_the_rows_anew_that_use_it_and_no_other(tmp_path, bu
         times.append(
             [
                 next((results / row / "seed0").glob("*.png")).stat().st_mtime_ns
-                for row in ("sdedit", "miu-diff-tuned-tuned")
+                for row in ("sdedit", "miu-diff-fast-fast")
             ]
         )
     assert times[0][0] == times[1][0]
@@ -177,7 +177,7 @@ def test_table_2_has_its_rows_and_the_papers_beside_them(tmp_path, budget):
     text = path.read_text()
     header, _, *body = rows_in(text, "bci")
     assert header[:5] == ["row", "PSNR ↑", "VIF (H&E) ↑", "Hist ↑", "IOD x1e7 → 0"]
-    assert [row[0] for row in body] == [row.name for row in rows_of("table2", "tuned", 3)]
+    assert [row[0] for row in body] == [row.name for row in rows_of("table2", "fast", 3)]
     assert [row[0] for row in body[4:]] == ["t0'=80", "t0'=10", "S=500", "S=100"]
     paper = rows_in(text, "The paper reports, BCI HER2")[2:]
     assert ["S=100", "", "0.784", "0.224", "-2.218"] in paper

@@ -34,7 +34,7 @@ def tissue(height, width, seed=0):
 
 
 def stainer(model=None, *changes, marker=None):
-    return VirtualStainer(model or tiny_model(), preset("tuned", (*QUICK, *changes)), CPU, marker)
+    return VirtualStainer(model or tiny_model(), preset("fast", (*QUICK, *changes)), CPU, marker)
 
 
 def one_line(caught):
@@ -429,4 +429,4 @@ def test_an_array_of_another_type_is_a_data_error(kind):
 @pytest.mark.parametrize("batch", [-3, 0, 10**11])
 def test_a_batch_of_no_tiles_or_of_more_than_any_is_refused(batch):
     with pytest.raises(ConfigError, match=f"batch size: found {batch}, expected 1 to 4096"):
-        VirtualStainer(tiny_model(), preset("tuned"), CPU, batch=batch)
+        VirtualStainer(tiny_model(), preset("fast"), CPU, batch=batch)

@@ -91,7 +91,7 @@ def test_the_result_is_that_of_the_same_pixels_as_an_image(model, tmp_path):
     from miudiff.methods.presets import preset
     from tiny import CPU
 
-    config = preset("tuned", ("reverse.start=6", "reverse.steps=2", "refinement.loss=none"))
+    config = preset("fast", ("reverse.start=6", "reverse.steps=2", "refinement.loss=none"))
     stainer = VirtualStainer(load_model(model), config, CPU, glass="stain")
     whole = stainer.translate(paint(300, 400), 1.0, 0, "case.tif")
     found = tifffile.imread(tmp_path / "case.ome.tif", series=0, level=0)

@@ -105,7 +105,7 @@ class VirtualStainer:
 
         Args:
             method: "miu-diff" (the default), "sdedit", "ilvr" or "egsde"; a generator's model is its own method.
-            preset: "tuned" (the default), "thorough" or "paper" for MIU-Diff; "official" or "paper" for the others.
+            preset: "fast" (the default), "thorough" or "paper" for MIU-Diff; "official" or "paper" for the others.
             changes: `key=value` words that change the preset, as in "guidance.scale=0.2".
 
         Raises:

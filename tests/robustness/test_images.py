@@ -25,7 +25,7 @@ QUICK = (
     "--mpp",
     "1",
     "--preset",
-    "tuned",
+    "fast",
     "--device",
     "cpu",
     *(word for change in CHANGES for word in ("--set", change)),

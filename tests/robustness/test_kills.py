@@ -99,7 +99,7 @@ def jobs(tmp_path: Path, tiny_folder: Path) -> Callable[[str], Job]:
         if name == "reproduce":
             root, budget = bci(tmp_path / "bci"), budget_file(tmp_path / "tiny.yaml", seeds=1)
             words = ("reproduce", "table1", "--data", f"set={root}", "--mpp", "set=0.5", "--budget", budget)
-            rows = ("CUT", "ASP", "SDEdit", "MIU-Diff, tuned")
+            rows = ("CUT", "ASP", "SDEdit", "MIU-Diff, fast")
             only = [word for row in rows for word in ("--only", row)]
             place = ("--device", "cpu", "--precision", "fp32", "--out", "{out}")
             return Job((*words, *only, *place), "set/results/**/*.png")

@@ -21,7 +21,7 @@ model_app = App(name="model", help="Make model folders, and look into them.")
 app.command(data)
 app.command(model_app)
 
-Preset = Literal["tuned", "thorough", "paper"]
+Preset = Literal["fast", "thorough", "paper"]
 Words = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)]
 Method = Literal["miu-diff", "sdedit", "ilvr", "egsde", "cut", "fastcut", "asp"]
 Change = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)]

@@ -15,7 +15,7 @@ def reproduce(
     data: Words = ("twin",),
     out: Path = Path("reproduce"),
     budget: str = "smoke",
-    preset: Preset = "tuned",
+    preset: Preset = "fast",
     seeds: int | None = None,
     mpp: Words = (),
     model: Words = (),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @app.command
-def demo(*, out: Path = Path("demo"), preset: Preset = "tuned", seed: int = 0, device: str = "auto") -> int:
+def demo(*, out: Path = Path("demo"), preset: Preset = "fast", seed: int = 0, device: str = "auto") -> int:
     """Translate held-out tissue with the weights that ship, measure it against its true twin, and write a page about it.
 
     Args:
@@ -129,7 +129,7 @@ def translate(
         source: An image, a slide, a folder, or a CSV of slides with columns slide, mpp and roi.
         target: A file for one image (.ome.tif for a slide), or a folder.
         method: miu-diff by default; a model folder of CUT, FastCUT or ASP says itself which it is.
-        preset: The method's settings: tuned (the default), thorough or paper for MIU-Diff, official (the default) or paper for the others.
+        preset: The method's settings: fast (the default), thorough or paper for MIU-Diff, official (the default) or paper for the others.
         seed: Same seed, same result.
         model: A model folder, or the model that ships with the package.
         marker: For a model of several markers; its first by default.
@@ -159,7 +159,7 @@ def translate(
     options = slides.options(seed, overwrite) if jobs else None
     if slides.preview:
         _check_preview(source, jobs, images)
-    refines = method in (None, "miu-diff") and preset not in (None, "tuned")
+    refines = method in (None, "miu-diff") and preset not in (None, "fast")
     if mode == "fuse" and refines and not any("refinement." in word for word in set_):
         set_ = (*set_, "refinement.loss=none")
         say("mode fuse: without refinement, which learns from each tile by itself")

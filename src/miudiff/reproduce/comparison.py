@@ -50,7 +50,7 @@ class Options:
     data: tuple[str, ...]
     out: Path
     budget: str = "smoke"
-    base: str = "tuned"
+    base: str = "fast"
     seeds: int | None = None
     mpp: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
