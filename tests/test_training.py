@@ -203,7 +203,7 @@ def test_a_learner_learns_and_its_parts_round_trip(tmp_path, learner, config, ke
             "key": torch.arange(4) + 4 * step,
             "marker": torch.zeros(4, dtype=torch.int64),
         }
-        values.append(float(made.step(batch, step)[key]))
+        values.append(float(made.step(made.draw(batch), step)[key]))
     early, late = np.mean(values[:8]), np.mean(values[-8:])
     assert learned(early, late)
 
