@@ -37,7 +37,7 @@ def test_the_rate_falls_along_a_line_to_nothing():
     made = learner(steps=10)
     rates = []
     for step in (0, 5, 9):
-        made.step(batch(step), step)
+        made.step(made.draw(batch(step)), step)
         rates.append(made.parts()["optimizer"].param_groups[0]["lr"])
     assert rates == pytest.approx([2e-3, 1e-3, 2e-4])
     assert made.parts()["optimizer"].param_groups[0]["weight_decay"] == 0.05
@@ -46,7 +46,7 @@ def test_the_rate_falls_along_a_line_to_nothing():
 def test_one_step_is_cross_entropy_of_source_and_target_and_adamw_by_hand():
     made, by_hand, seen = learner(), learner(), {}
     made.model.register_forward_pre_hook(lambda _, inputs: seen.update(y=inputs[0], t=inputs[1]))
-    logs = made.step(batch(0), 0)
+    logs = made.step(made.draw(batch(0)), 0)
     assert len(set(seen["t"].tolist())) > 4  # a level for each image
     clean = torch.cat([batch(0)["he"], batch(0)["ihc"]])
     signal = made.sde.signal[seen["t"]].view(-1, 1, 1, 1)
@@ -87,7 +87,7 @@ def test_two_processes_step_as_one_with_the_double_batch(tmp_path):
 
 def test_a_folder_written_and_read_back_gives_the_same(tmp_path):
     made = learner()
-    made.step(batch(0), 0)
+    made.step(made.draw(batch(0)), 0)
     made.export(tmp_path / "classifier")
     again = load_classifier(tmp_path / "classifier")
     y, t = images(), torch.tensor([3, 700])
@@ -107,7 +107,7 @@ def test_training_begins_with_other_weights_and_a_last_layer_of_its_own(tmp_path
     begun = learner(seed=2, config=CONFIG.model_copy(update={"init": tmp_path / "five"}))
     assert torch.equal(begun.model.conv_in.weight, many.conv_in.weight)
     assert begun.model.pool.out.out_features == 2
-    begun.step(batch(0), 0)  # everything still learns
+    begun.step(begun.draw(batch(0)), 0)  # everything still learns
     assert not torch.equal(begun.model.conv_in.weight, many.conv_in.weight)
 
     other = CLASSIFIER.model_copy(update={"channels": (8, 8)})

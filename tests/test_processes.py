@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 # What goes wrong on the second of two processes at step 2; the first must not wait for it.
 FAULTS = {
     # A NaN reaches every process with the gradients; an infinite constant has gradients like any other.
-    "nan": "learner.sample_noise = lambda *a, **k: noise(*a, **k) * (float('nan') if bad() else 1)",
+    "nan": "learner.ScoreLearner.step = lambda self, batch, number: counted(self, spoilt(batch, number), number)",
     "infinity": "learner.variational_bound = lambda *a: bound(*a) + (float('inf') if bad() else 0)",
     "file": "tiles.Tiles.__getitem__ = unreadable",
 }
@@ -32,7 +32,7 @@ from miudiff.errors import DataError
 from miudiff.training import loop
 
 second, step = os.environ["RANK"] == "1", -1
-take, cut, noise, bound = learner.ScoreLearner.step, tiles.Tiles.__getitem__, learner.sample_noise, learner.variational_bound
+take, cut, bound = learner.ScoreLearner.step, tiles.Tiles.__getitem__, learner.variational_bound
 
 def counted(self, batch, number):
     global step
@@ -41,6 +41,9 @@ def counted(self, batch, number):
 
 def bad():
     return second and step == 2
+
+def spoilt(batch, number):
+    return batch | {"noise": batch["noise"] * (float("nan") if second and number == 2 else 1)}
 
 def unreadable(self, index):
     if second and index >= 8:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from miudiff.config import parse
+from miudiff.data.memory import Memory, Scaled
 from miudiff.data.pairs import PairedTiles, UnpairedTiles, find_pairs
-from miudiff.data.tiles import DataConfig, Tiles, _Memory, collate, dihedral, find_images
+from miudiff.data.tiles import DataConfig, Tiles, _resampled, collate, dihedral, find_images
 from miudiff.errors import DataError
 from miudiff.images import write_image
 
@@ -169,13 +170,33 @@ def test_a_pair_is_one_crop_one_scale_and_one_turn(tmp_path, fit):
 def test_images_beyond_the_memory_are_read_again_and_are_the_same(tmp_path):
     two_stains(tmp_path)
     settings = config(tmp_path)
-    first, second = find_images(settings, ())
-    memory = _Memory(limit=64 * 64 * 3)
-    kept = memory.get(first, settings)
-    read = memory.get(second, settings)
-    assert memory.get(first, settings) is kept
-    assert memory.get(second, settings) is not read
-    assert np.array_equal(memory.get(second, settings).pixels, read.pixels)
+    first, second = ((image.path, image.mpp, settings) for image in find_images(settings, ()))
+    memory = Memory(_resampled, limit=64 * 64 * 3)
+    kept, read = memory.get(first), memory.get(second)
+    assert memory.get(first) is kept
+    assert memory.get(second) is not read
+    assert np.array_equal(memory.get(second).pixels, read.pixels)
+
+
+def test_images_are_read_ahead_until_the_memory_is_full_and_a_damaged_one_waits_for_its_turn():
+    asked = []
+
+    def read(key):
+        asked.append(key)
+        if key == 1:
+            raise DataError("damaged")
+        return Scaled(np.zeros((10, 10, 3), np.uint8), (10, 10))
+
+    memory = Memory(read, limit=3 * 300)
+    memory.fill(range(50), threads=2)
+    assert memory.used == 900
+    assert len(asked) <= 8  # a few were under way
+    asked.clear()
+    for key in (0, 2, 3):
+        memory.get(key)
+    assert not asked
+    with pytest.raises(DataError, match="damaged"):
+        memory.get(1)
 
 
 def test_unpaired_tiles_are_drawn_apart(tmp_path):

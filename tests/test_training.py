@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from miudiff.checkpoints import find_states, load_state, load_tensors, save_state
 from miudiff.config import parse, read_yaml, to_yaml
+from miudiff.data.tiles import Tiles
 from miudiff.diffusion.classifier_learner import AnnealedConfig, ClassifierConfig, ClassifierLearner
 from miudiff.diffusion.learner import ScoreConfig, ScoreLearner
 from miudiff.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteError
@@ -27,6 +28,7 @@ from miudiff.methods.asp import ASPConfig, ASPLearner
 from miudiff.methods.cut import CUTConfig, CUTLearner
 from miudiff.methods.generator import load_generator_model
 from miudiff.runs import RunConfig, run, trained_as
+from miudiff.training import loop
 from miudiff.training.average import Average
 from miudiff.training.learner import OptimizerConfig, learning_rate
 from tiny import CLASSIFIER
@@ -143,7 +145,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task):
     run(load(path, out=tmp_path / "whole"), quiet)
     with pytest.raises(KeyboardInterrupt):
         run(load(path, out=tmp_path / "parts"), interrupt_at(3))
-    run(load(path, out=tmp_path / "parts"), quiet)
+    run(load(path, out=tmp_path / "parts", workers=2), quiet)
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -203,7 +205,7 @@ def test_a_learner_learns_and_its_parts_round_trip(tmp_path, learner, config, ke
             "key": torch.arange(4) + 4 * step,
             "marker": torch.zeros(4, dtype=torch.int64),
         }
-        values.append(float(made.step(batch, step)[key]))
+        values.append(float(made.step(made.draw(batch), step)[key]))
     early, late = np.mean(values[:8]), np.mean(values[-8:])
     assert learned(early, late)
 
@@ -314,6 +316,52 @@ def test_control_c_writes_a_state_and_exits_130(tmp_path):
     assert process.returncode == 130
     assert "same command" in errors
     assert len(find_states(folder)) == 1
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_every_process_finds_those_that_read_tiles_at_their_work(tmp_path, kind):
+    path = write_run(tmp_path, steps=100_000, save_every=50_000)
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        _command("-m", "miudiff", "train", str(path), "workers=2"),
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, kind)  # as a terminal does, or torchrun
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert len(find_states(folder)) == 1
+
+
+def test_a_process_that_reads_tiles_and_is_killed_is_told_in_one_line(tmp_path, monkeypatch):
+    cut = Tiles.__getitem__
+
+    def killed(self, index):
+        if index >= 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cut(self, index)
+
+    monkeypatch.setattr(Tiles, "__getitem__", killed)
+    with pytest.raises(DeviceError, match="a process that reads tiles ended.*fewer 'workers'"):
+        run(load(write_run(tmp_path), workers=1), quiet)
+
+
+def test_the_rate_is_that_of_the_steps_since_the_line_before(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    progress = loop._Progress(start=10, stop=50, batch=4)
+    now[0] = 120.0  # the first step compiles, and processes start
+    assert progress.rate(20) == 2.0
+    now[0] = 121.0
+    assert progress.rate(30) == 40.0
+    assert progress.line(30, {"mse": 0.5}, 40.0) == "step 30/50  mse 0.5  40.0 images/s  2 s left"
 
 
 def test_a_nan_stops_with_the_step_and_the_batchs_names_and_leaves_the_weights(tmp_path, monkeypatch):

@@ -7,13 +7,16 @@ bf16 is taken where it is faster: on CUDA cards that have it, and on processors 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from miudiff.errors import DeviceError
 
@@ -91,6 +94,20 @@ def _device(device: str) -> torch.device:
     if chosen.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"device '{device}': unknown, expected auto, cpu, cuda, cuda:N or mps")
     return chosen
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; a copy from the processor to a card does not wait for the card's work, as `to` alone does."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

@@ -37,11 +37,12 @@ class NonFiniteError(MiudiffError):
 
     Args:
         here: Whether this process's own images gave it; else it may have come with another process's gradients.
+        step: The step of training that met it, where one did.
     """
 
-    def __init__(self, message: str, here: bool = True) -> None:
+    def __init__(self, message: str, here: bool = True, step: int = -1) -> None:
         super().__init__(message)
-        self.here = here
+        self.here, self.step = here, step
 
 
 class PeerError(MiudiffError):

@@ -116,7 +116,8 @@ def evaluate(
         seed: Of the bootstrap.
         device: For the encoder: auto, cpu, cuda, cuda:N or mps.
     """
-    from miudiff.evaluation.evaluate import Settings, cores, evaluate_folders
+    from miudiff.device import cores
+    from miudiff.evaluation.evaluate import Settings, evaluate_folders
     from miudiff.evaluation.publish import complaints, publish
 
     settings = Settings(

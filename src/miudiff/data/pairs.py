@@ -24,6 +24,7 @@ from miudiff.data.tiles import (
     cumulative_shares,
     find_images,
     open_split,
+    read_ahead,
 )
 from miudiff.errors import DataError
 from miudiff.images import same_scale
@@ -141,6 +142,10 @@ class PairedTiles(Dataset[dict[str, object]]):
     def __len__(self) -> int:
         return ENDLESS
 
+    def read_ahead(self, threads: int) -> None:
+        """Read the images, as far as memory allows."""
+        read_ahead([image for pair in self.pairs for image in (pair.he, pair.ihc)], self.config, threads)
+
     def __getitem__(self, index: int) -> dict[str, object]:
         draw = Draw.of(self.seed, index)
         pair = self.pairs[draw.image(self._cumulative)]
@@ -167,6 +172,11 @@ class UnpairedTiles(Dataset[dict[str, object]]):
 
     def __len__(self) -> int:
         return ENDLESS
+
+    def read_ahead(self, threads: int) -> None:
+        """Read the images of both, as far as memory allows."""
+        self.he.read_ahead(threads)
+        self.ihc.read_ahead(threads)
 
     def __getitem__(self, index: int) -> dict[str, object]:
         he, ihc = self.he[index], self.ihc[index]

@@ -8,10 +8,10 @@ from the images resampled to the run's `mpp`. Where a dataset is used as the pap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from miudiff.config import LARGEST_TILE, Scale, Strict
 from miudiff.data.layouts import Stain, open_dataset
+from miudiff.data.memory import Memory, Scaled
 from miudiff.data.patterns import matching, without
 from miudiff.data.splits import Part, Split, official_split, paper_split
 from miudiff.errors import DataError
@@ -272,6 +273,10 @@ class Tiles(Dataset[dict[str, object]]):
     def __len__(self) -> int:
         return ENDLESS
 
+    def read_ahead(self, threads: int) -> None:
+        """Read the images, as far as memory allows."""
+        read_ahead(self.images, self.config, threads)
+
     def __getitem__(self, index: int) -> dict[str, object]:
         draw = Draw.of(self.seed, index, self._draws)
         image = self.images[draw.image(self._cumulative)]
@@ -279,41 +284,11 @@ class Tiles(Dataset[dict[str, object]]):
         return {self.stain: tile, "key": index, "marker": image.marker, "name": image.path.name}
 
 
-class Scaled(NamedTuple):
-    """An image's pixels at the run's scale, and the (height, width) of its file."""
-
-    pixels: Pixels
-    file_size: tuple[int, int]
+_Named = tuple[Path, float | None, DataConfig]
 
 
-class _Memory:
-    """Images at the run's scale, kept until they fill `limit` bytes: 4 GB are 20,000 tiles of 256 x 256, or 1,300 of 1024."""
-
-    def __init__(self, limit: int = 4 * 10**9) -> None:
-        self.limit, self.used = limit, 0
-        self._images: dict[tuple[Path, float | None, DataConfig], Scaled] = {}
-
-    def get(self, image: TileImage, config: DataConfig) -> Scaled:
-        key = (image.path, image.mpp, config)
-        if key in self._images:
-            return self._images[key]
-        scaled = _resampled(image.path, image.mpp, config)
-        # Tiles are drawn at random, so what came first is worth as much as what came last: nothing is given up for another.
-        if self.used + scaled.pixels.nbytes <= self.limit:
-            self._images[key] = scaled
-            self.used += scaled.pixels.nbytes
-        return scaled
-
-
-_MEMORY = _Memory()
-
-
-def at_scale(image: TileImage, config: DataConfig) -> Scaled:
-    """The image at the run's scale, or shrunk to the tile with `fit`; read once, where memory allows."""
-    return _MEMORY.get(image, config)
-
-
-def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Scaled:
+def _resampled(what: _Named) -> Scaled:
+    path, mpp, config = what
     pixels = read_image(path)
     size = (pixels.shape[0], pixels.shape[1])
     if config.fit:
@@ -331,6 +306,19 @@ def _resampled(path: Path, mpp: float | None, config: DataConfig) -> Scaled:
     if height * width > MAX_PIXELS:
         raise DataError(f"{found}, expected at most {MAX_PIXELS:,}; cut it first, or check the stated scales")
     return Scaled(resize(pixels, height, width), size)
+
+
+_MEMORY = Memory(_resampled)
+
+
+def at_scale(image: TileImage, config: DataConfig) -> Scaled:
+    """The image at the run's scale, or shrunk to the tile with `fit`; read once, where memory allows."""
+    return _MEMORY.get((image.path, image.mpp, config))
+
+
+def read_ahead(images: Iterable[TileImage], config: DataConfig, threads: int) -> None:
+    """Read images, as far as memory allows, before their turn."""
+    _MEMORY.fill([(image.path, image.mpp, config) for image in images], threads)
 
 
 def _cut(pixels: Pixels, size: int, top: float, left: float, jitter: float) -> Pixels:

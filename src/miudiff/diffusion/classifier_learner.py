@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ from miudiff.diffusion.classifier import (
 )
 from miudiff.diffusion.sde import VPSDE
 from miudiff.errors import ConfigError
-from miudiff.training.learner import descend, sample_noise, sample_times
+from miudiff.training.descent import Descent
+from miudiff.training.learner import Tensors, adamw, descend, sample_noise, sample_times
 
 
 class AnnealedConfig(Strict):
@@ -66,36 +68,37 @@ class ClassifierLearner:
         if config.init is not None:
             begin_with(self.model, config.init)
         self.model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
-        )
+        self.descent = Descent(accelerator)
+        self.draw = partial(draw_noise, seed=seed, levels=len(self.sde))
+        optimizer = adamw(self.model.parameters(), config.optimizer.lr, config.optimizer.weight_decay)
         self.network, self.optimizer = accelerator.prepare(self.model, optimizer)
 
     def parts(self) -> Mapping[str, Part]:
         return {"model": self.model, "optimizer": self.optimizer.optimizer}
 
-    def step(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
-        """One optimizer step; `batch` holds "he" and "ihc" [B, 3, size, size] in [-1, 1] and "key" [B]."""
-        keys, clean = batch["key"], (batch["he"], batch["ihc"])
-        times = [
-            sample_times(keys, self.seed, len(self.sde), y0.device, which) for which, y0 in enumerate(clean)
-        ]
-        noised = [
-            self.sde.perturb(y0, t, sample_noise(keys, self.seed, "batch", y0, which))
-            for which, (y0, t) in enumerate(zip(clean, times, strict=True))
-        ]
-        label = torch.arange(2, device=keys.device).repeat_interleave(len(keys))
-        logits = self.network(torch.cat(noised), torch.cat(times)).float()
+    def step(self, batch: Tensors, step: int) -> Tensors:
+        """One optimizer step; `batch` holds "he" and "ihc" [B, 3, size, size] in [-1, 1] and what `draw_noise` drew for them."""
+        t, clean = batch["time"], torch.cat([batch["he"], batch["ihc"]])
+        label = torch.arange(2, device=t.device).repeat_interleave(len(t) // 2)
+        logits = self.network(self.sde.perturb(clean, t, batch["noise"]), t).float()
         loss = F.cross_entropy(logits, label)
         rate = self.config.optimizer.lr * (1 - step / self.steps)
         clip = self.config.optimizer.clip or math.inf
-        norm = descend(self.accelerator, loss, self.optimizer, self.network.parameters(), rate, clip)
+        norm = descend(self.descent, loss, self.optimizer, self.network.parameters(), rate, clip, step)
         accuracy = (logits.argmax(1) == label).float().mean()
         return {"loss": loss.detach(), "accuracy": accuracy, "gradient_norm": norm}
 
     def export(self, folder: Path) -> None:
         """Write the weights with their configuration; no average is kept, as the official code keeps none."""
         save_classifier(folder, self.model)
+
+
+def draw_noise(batch: Tensors, seed: int, levels: int) -> dict[str, Tensor]:
+    """`batch` with a "time" [2 B] in [0, levels) and the "noise" [2 B, 3, size, size] of each image, those of H&E first."""
+    stains = list(enumerate((batch["he"], batch["ihc"])))
+    times = [sample_times(batch["key"], seed, levels, which) for which, _ in stains]
+    noise = [sample_noise(batch["key"], seed, "batch", y0, which) for which, y0 in stains]
+    return {**batch, "time": torch.cat(times), "noise": torch.cat(noise)}
 
 
 def begin_with(classifier: NoisedClassifier, path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,8 +27,10 @@ from miudiff.diffusion.sampling import denoised, log_variance, posterior
 from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet, load_unet
 from miudiff.diffusion.sde import VPSDE, at
 from miudiff.training.average import Average
+from miudiff.training.descent import Descent
 from miudiff.training.learner import (
     OptimizerConfig,
+    Tensors,
     adamw,
     descend,
     learning_rate,
@@ -58,17 +61,18 @@ class ScoreLearner:
             begin_with(unet, config.init, config.network)
         self.model = ScoreModel(unet).to(accelerator.device)
         self.average = Average(self.model.unet, config.ema)
+        self.descent = Descent(accelerator)
+        self.draw = partial(draw_noise, seed=seed, levels=len(self.model.sde))
+        rule = config.optimizer
         self.network, self.optimizer = accelerator.prepare(
-            self.model, adamw(self.model.parameters(), config.optimizer)
+            self.model, adamw(self.model.parameters(), rule.lr, rule.weight_decay)
         )
 
     def parts(self) -> Mapping[str, Part]:
         return {"model": self.model.unet, "optimizer": self.optimizer.optimizer, "average": self.average}
 
-    def step(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
-        y0 = batch["ihc"]
-        t = sample_times(batch["key"], self.seed, len(self.model.sde), y0.device)
-        noise = sample_noise(batch["key"], self.seed, "batch", y0)
+    def step(self, batch: Tensors, step: int) -> Tensors:
+        y0, t, noise = batch["ihc"], batch["time"], batch["noise"]
         y = self.model.sde.perturb(y0, t, noise)
         marker = batch["marker"] if self.config.network.markers else None
         if self.config.network.dropout:  # it draws from torch's own generator, which no state holds
@@ -81,12 +85,13 @@ class ScoreLearner:
             loss, logs["vb"] = loss + vb, vb.detach()
         rate = learning_rate(self.config.optimizer, step, self.steps)
         norm = descend(
-            self.accelerator,
+            self.descent,
             loss,
             self.optimizer,
             self.network.parameters(),
             rate,
             self.config.optimizer.clip,
+            step,
         )
         self.average.update(self.model.unet)
         return {**logs, "gradient_norm": norm}
@@ -98,6 +103,13 @@ class ScoreLearner:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", json.loads(unet.to_json_string()))
         save_weights(folder / WEIGHTS, tensors)
+
+
+def draw_noise(batch: Tensors, seed: int, levels: int) -> dict[str, Tensor]:
+    """`batch` with a "time" [B] in [0, levels) and the "noise" [B, 3, size, size] of each image."""
+    keys, y0 = batch["key"], batch["ihc"]
+    drawn = {"time": sample_times(keys, seed, levels), "noise": sample_noise(keys, seed, "batch", y0)}
+    return {**batch, **drawn}
 
 
 def begin_with(unet: UNet2DModel, path: Path, network: NetworkConfig) -> None:

@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from miudiff.device import upload
+
 Times = int | Tensor
 MOST_STEPS = 10_000  # of a chain: ten times what networks are trained on
 
@@ -100,7 +102,7 @@ def at(table: Tensor, t: Times, like: Tensor) -> Tensor:
     """`table[t]` in `like`'s dtype and device, shaped to multiply `like` [B, C, H, W]."""
     if isinstance(t, int):
         return table[t].to(like)
-    return table.to(like.dtype).to(like.device)[t].view(-1, *[1] * (like.ndim - 1))
+    return upload(table.to(like.dtype), like.device)[t].view(-1, *[1] * (like.ndim - 1))
 
 
 def space_timesteps(steps: int, count: int) -> list[int]:

@@ -9,8 +9,6 @@ nothing is scored, unless the caller asks for the rest to be: a mean of a silent
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -172,13 +170,6 @@ def measure_files(case: Case, nucleus: float | None, tissue: bool) -> dict[str, 
     """`panel.measure` of a case's files."""
     source = None if case.source is None else read_image(case.source)
     return measure(read_image(case.generated), read_image(case.real), source, nucleus, tissue)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _each(

@@ -8,6 +8,7 @@ paper's literal variant; a clean image determines its gradient map, so there the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +21,13 @@ from miudiff.checkpoints import WEIGHTS, Part, save_weights, write_json
 from miudiff.config import Strict
 from miudiff.diffusion.sde import VPSDE
 from miudiff.information.estimator import Estimator, EstimatorConfig, grid_offset
-from miudiff.information.mine import MovingDenominator, donsker_varadhan
+from miudiff.information.mine import MovingDenominator, bin_means, donsker_varadhan
 from miudiff.noise import NoiseKey
 from miudiff.training.average import Average
+from miudiff.training.descent import Descent
 from miudiff.training.learner import (
     OptimizerConfig,
+    Tensors,
     adamw,
     descend,
     learning_rate,
@@ -61,8 +64,11 @@ class MILearner:
         self.estimator = Estimator(config.estimator).to(accelerator.device)
         self.average = Average(self.estimator, config.ema)
         self.denominator = MovingDenominator(config.rate, config.bins)
+        self.descent = Descent(accelerator)
+        self.draw = partial(draw_pairs, config=config, seed=seed)
+        rule = config.optimizer
         self.network, self.optimizer = accelerator.prepare(
-            self.estimator, adamw(self.estimator.parameters(), config.optimizer)
+            self.estimator, adamw(self.estimator.parameters(), rule.lr, rule.weight_decay)
         )
 
     def parts(self) -> Mapping[str, Part]:
@@ -73,22 +79,18 @@ class MILearner:
             "denominator": self.denominator,
         }
 
-    def step(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
-        y, structure, t, structure_t = self._inputs(batch)
+    def step(self, batch: Tensors, step: int) -> Tensors:
+        y, structure, t, structure_t = noised_pairs(self.estimator, batch)
         joint, marginal = self.network(structure, y, t, structure_t, self._offset(step, y))
-        which = (t.clamp(min=0) * self.config.bins // self.config.max_time).cpu()
+        which = t.clamp(min=0) * self.config.bins // self.config.max_time
         means = self._means(marginal, which)
         loss = self.denominator.loss(joint, marginal, which, means)
         rate = learning_rate(self.config.optimizer, step, self.steps)
-        parameters = self.network.parameters()
-        norm = descend(self.accelerator, loss, self.optimizer, parameters, rate, self.config.optimizer.clip)
+        parameters, clip = self.network.parameters(), self.config.optimizer.clip
+        norm = descend(self.descent, loss, self.optimizer, parameters, rate, clip, step)
         self.average.update(self.estimator)
         bound = donsker_varadhan(joint, marginal).detach()
         return {"bound": bound.mean(), "gradient_norm": norm}
-
-    def _inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        y0, keys = batch["ihc"], batch["key"]
-        return noised_pairs(self.estimator, self.config, y0, keys, self.seed)
 
     def _offset(self, step: int, y: Tensor) -> tuple[int, int]:
         """A random grid each step, so that no edge of a patch is learned."""
@@ -97,35 +99,40 @@ class MILearner:
     def _means(self, marginal: Tensor, which: Tensor) -> Tensor | None:
         if self.accelerator.num_processes == 1:
             return None
-        local = self.denominator.bin_means(marginal, which)
-        count = torch.bincount(which, minlength=self.config.bins).double()
-        total = self.accelerator.reduce(
-            torch.stack([local.nan_to_num() * count, count]).to(marginal.device), "sum"
-        ).cpu()
-        return total[0] / total[1].where(total[1] > 0, torch.nan)
+        return bin_means(self.accelerator.reduce(self.denominator.bin_sums(marginal, which), "sum"))
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights with their configuration."""
         save_estimator(folder, self.config.estimator, self.average.weights())
 
 
-def noised_pairs(
-    estimator: Estimator, config: MIConfig, y0: Tensor, keys: Tensor, seed: int, t: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y_t, structure, t, structure_t) for clean images `y0`, at drawn levels or at `t` [B]."""
-    sde: VPSDE = estimator.sde
+def draw_pairs(batch: Tensors, config: MIConfig, seed: int) -> dict[str, Tensor]:
+    """`batch` with the "time" [B] of images and "structure_time" of structures, -1 clean, and the "noise" of each [B, 3, size, size]."""
+    keys, y0 = batch["key"], batch["ihc"]
     if config.noise == "clean":
-        clean = torch.full((len(y0),), -1, device=y0.device)
-        return y0, estimator.structure_map(y0), clean, clean
-    if t is None:
-        low = sample_times(keys, seed, max(1, config.max_time // 5), y0.device, draw=1)
-        t = sample_times(keys, seed, config.max_time, y0.device)
-        chance = sample_times(keys, seed, 1000, y0.device, draw=2)
-        t = torch.where(chance < 1000 * config.low_noise, low, t)
-    matched = sample_times(keys, seed, 2, y0.device, draw=3).bool()
-    structure_t = torch.where(matched, t, -1)
-    y = sde.perturb(y0, t, sample_noise(keys, seed, "batch", y0))
-    source = sde.perturb(y0, structure_t, sample_noise(keys, seed, "condition", y0))
+        clean = torch.full((len(y0),), -1)
+        return {**batch, "time": clean, "structure_time": clean}
+    low = sample_times(keys, seed, max(1, config.max_time // 5), draw=1)
+    chance = sample_times(keys, seed, 1000, draw=2)
+    t = torch.where(chance < 1000 * config.low_noise, low, sample_times(keys, seed, config.max_time))
+    matched = sample_times(keys, seed, 2, draw=3).bool()
+    return {
+        **batch,
+        "time": t,
+        "structure_time": torch.where(matched, t, -1),
+        "noise": sample_noise(keys, seed, "batch", y0),
+        "structure_noise": sample_noise(keys, seed, "condition", y0),
+    }
+
+
+def noised_pairs(estimator: Estimator, drawn: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y_t, structure, t, structure_t) for the clean images of a batch and what `draw_pairs` drew for them."""
+    sde: VPSDE = estimator.sde
+    y = source = y0 = drawn["ihc"]
+    t, structure_t = drawn["time"], drawn["structure_time"]
+    if "noise" in drawn:
+        y = sde.perturb(y0, t, drawn["noise"])
+        source = sde.perturb(y0, structure_t, drawn["structure_noise"])
     return y, estimator.structure_map(source), t, structure_t
 
 

@@ -56,21 +56,22 @@ class MovingDenominator:
             means: E_marginal[exp T] of every bin over all processes [bins], NaN where a bin got no row; None takes it from
                 these rows.
         """
-        which = torch.zeros(len(joint), dtype=torch.int64) if which is None else which.cpu()
+        if which is None:
+            which = torch.zeros(len(joint), dtype=torch.int64, device=joint.device)
         exponential = torch.exp(marginal).mean(-1)
-        self._update(self.bin_means(marginal, which) if means is None else means)
+        self._update(bin_means(self.bin_sums(marginal, which)) if means is None else means)
         denominator = self.value[which].to(marginal) + 1e-6
         return -(joint.mean(-1) - exponential / denominator).mean()
 
-    def bin_means(self, marginal: Tensor, which: Tensor) -> Tensor:
-        """E_marginal[exp T] of each bin's rows, float64 [bins]; NaN for a bin without rows."""
-        sums, counts = torch.zeros_like(self.value), torch.zeros_like(self.value)
-        values = torch.exp(marginal.detach()).mean(-1).double().cpu()
-        sums.index_add_(0, which.cpu(), values)
-        counts.index_add_(0, which.cpu(), torch.ones_like(values))
-        return sums / counts.where(counts > 0, torch.nan)
+    def bin_sums(self, marginal: Tensor, which: Tensor) -> Tensor:
+        """Sums of E_marginal[exp T] over each bin's rows, and the numbers of rows, float64 [2, bins]."""
+        values = torch.exp(marginal.detach()).mean(-1).double()
+        return values.new_zeros(2, len(self.value)).index_add_(
+            1, which, torch.stack([values, torch.ones_like(values)])
+        )
 
     def _update(self, means: Tensor) -> None:
+        self.value = self.value.to(means.device)  # where the run began; it stays there
         moved = torch.where(self.value == 0, means, self.rate * means + (1 - self.rate) * self.value)
         self.value = torch.where(torch.isnan(means), self.value, moved)
 
@@ -81,6 +82,11 @@ class MovingDenominator:
         if state["value"].shape != self.value.shape:
             raise ValueError("another number of noise bins")
         self.value = state["value"].clone()
+
+
+def bin_means(sums: Tensor) -> Tensor:
+    """E_marginal[exp T] of each bin from `MovingDenominator.bin_sums` [2, bins], perhaps of several processes; NaN without rows."""
+    return sums[0] / sums[1].where(sums[1] > 0, torch.nan)
 
 
 def gaussian_information(correlation: float) -> float:

@@ -21,7 +21,7 @@ from torch.nn.utils import get_total_norm
 from miudiff.checkpoints import Part
 from miudiff.config import Strict, Width
 from miudiff.contrast import Epsilon, PatchHeads, patch_nce
-from miudiff.errors import NonFiniteError
+from miudiff.device import upload
 from miudiff.gan import (
     Discriminator,
     DiscriminatorConfig,
@@ -33,6 +33,7 @@ from miudiff.gan import (
 from miudiff.methods.generator import GeneratorModel, MethodName, save_generator_model, without_norms
 from miudiff.methods.model import Card
 from miudiff.noise import NoiseKey
+from miudiff.training.descent import Descent, optimizer_over
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 TAPS = (0, 4, 8, 12, 16)  # CUT's layers
@@ -129,8 +130,14 @@ class Players:
             "heads": self.heads,
             "discriminator": self.discriminator,
         }
+        self.descent = Descent(accelerator)
         self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), config.optimizer.lr, config.optimizer.betas)
+            name: optimizer_over(
+                torch.optim.Adam,
+                network.parameters(),
+                lr=config.optimizer.lr,
+                betas=config.optimizer.betas,
+            )
             for name, network in self.networks.items()
         }
 
@@ -156,7 +163,7 @@ class Players:
     ) -> list[tuple[Tensor, Tensor]]:
         """Unit features (query, key) of each layer, [B, P, width] each, at places drawn for this step and this loss."""
         places = [
-            self._places(f"{loss} {layer}", step, features.shape[2:].numel()).to(features.device)
+            upload(self._places(f"{loss} {layer}", step, features.shape[2:].numel()), features.device)
             for layer, features in enumerate(query)
         ]
         with self.accelerator.autocast():
@@ -194,7 +201,7 @@ class Players:
         """Backward and step of the named networks; the gradient norm.
 
         Raises:
-            NonFiniteError: Loss or gradients are not finite on some process.
+            NonFiniteError: As `Descent.take`.
         """
         optimizers = [self.optimizers[name] for name in names]
         parameters = [p for name in names for p in self.networks[name].parameters()]
@@ -206,12 +213,7 @@ class Players:
         self.accelerator.backward(loss)
         average_gradients(self.accelerator, parameters)
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            raise NonFiniteError(
-                f"loss of the {names[0]} {float(loss.detach()):g}, gradient norm {float(norm):g}"
-            )
-        for optimizer in optimizers:
-            optimizer.step()
+        self.descent.take(optimizers, loss, norm, step, f"loss of the {names[0]}")
         return norm.detach()
 
     def export(self, folder: Path, method: MethodName, card: Card) -> None:

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from miudiff.checkpoints import Part
 from miudiff.contrast import Epsilon, LookUp, Schedule, adaptive_weights, patch_nce, uniform_share
+from miudiff.device import upload
 from miudiff.gan import DiscriminatorConfig, GeneratorConfig, blur_kernel, least_squares
 from miudiff.methods.adversarial import AdversarialConfig, Players
 from miudiff.methods.model import Card
+from miudiff.training.learner import Tensors, draw_nothing
 
 BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
 
@@ -75,11 +77,12 @@ class ASPLearner:
     ) -> None:
         self.config, self.card, self.steps = config, card or Card(name="asp"), steps
         self.players = Players(config, accelerator, seed, steps, config.epsilon)
+        self.descent, self.draw = self.players.descent, draw_nothing
 
     def parts(self) -> Mapping[str, Part]:
         return self.players.parts()
 
-    def step(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
+    def step(self, batch: Tensors, step: int) -> Tensors:
         config, players = self.config, self.players
         he, ihc = batch["he"], batch["ihc"]
         translated = players.generate(torch.cat([he, ihc]) if config.identity else he)
@@ -135,7 +138,7 @@ def pyramid_loss(fake: Tensor, real: Tensor, weights: Sequence[float]) -> Tensor
 
 def gaussian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
     """`images` [B, C, H, W] blurred, then every second pixel of that blurred, and so on; the last level is not blurred again."""
-    kernel = blur_kernel(BINOMIAL, images.shape[1]).to(images)
+    kernel = upload(blur_kernel(BINOMIAL, images.shape[1]).to(images.dtype), images.device)
     found = []
     for _ in range(levels - 1):
         padded = F.pad(images, (2, 2, 2, 2), mode="reflect")

@@ -22,6 +22,7 @@ from miudiff.gan import least_squares
 from miudiff.methods.adversarial import AdversarialConfig, Players
 from miudiff.methods.model import Card
 from miudiff.noise import NoiseKey
+from miudiff.training.learner import Tensors, draw_nothing
 
 # What FastCUT changes of CUT's defaults.
 FASTCUT = {"nce_weight": 10.0, "identity": False, "flip": True, "epochs": 150, "decay_epochs": 50}
@@ -54,11 +55,12 @@ class CUTLearner:
     ) -> None:
         self.config, self.seed, self.card = config, seed, card or Card(name=config.mode)
         self.players = Players(config, accelerator, seed, steps)
+        self.descent, self.draw = self.players.descent, draw_nothing
 
     def parts(self) -> Mapping[str, Part]:
         return self.players.parts()
 
-    def step(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
+    def step(self, batch: Tensors, step: int) -> Tensors:
         config, players = self.config, self.players
         he, ihc = batch["he"], batch["ihc"]
         # Drawn for a step, not for an image, as in the official code.

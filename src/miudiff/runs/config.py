@@ -70,7 +70,12 @@ class RunConfig(Sections):
     save_every: int = Field(
         500, ge=1, le=LAST_STEP, description="Steps between states; a kill loses at most these."
     )
-    workers: int = Field(0, ge=0, le=256, description="Processes that read tiles.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="Processes that read tiles, for each that trains; None: up to 8 on CUDA, as cores and shared memory allow, else none.",
+    )
 
     @model_validator(mode="before")
     @classmethod

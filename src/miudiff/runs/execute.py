@@ -6,12 +6,11 @@ import contextlib
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.utils.data import Dataset
 
 from miudiff.checkpoints import find_states, write_json
 from miudiff.config import parse, read_yaml, to_yaml
@@ -29,6 +28,7 @@ from miudiff.methods.cut import CUTLearner
 from miudiff.methods.model import Card
 from miudiff.runs.config import BOTH_STAINS, RunConfig, Task, check
 from miudiff.training.learner import Learner
+from miudiff.training.loader import fitting_workers
 from miudiff.training.loop import LoopConfig, train
 
 # May differ between the start of a run and its continuation; anything else would make it another run.
@@ -51,22 +51,43 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
     main = accelerator.is_main_process
     with leaving(accelerator):
         tiles, count = _tiles(config, say if main else _silent)
+        workers = _workers(config, accelerator)
         if main:
             config.out.mkdir(parents=True, exist_ok=True)
             _same_run(config)
             write_bytes(config.out / "run.yaml", to_yaml(config).encode())
             say(f"{config.task}: {count}, {accelerator.num_processes} process(es), {placement}")
+            if workers:
+                say(f"{workers} processes read tiles for each that trains")
         accelerator.wait_for_everyone()
-        _learn(config, tiles, accelerator, say)
+        _learn(config, tiles, workers, accelerator, say)
         accelerator.wait_for_everyone()
     return config.out / "weights"
 
 
+def _workers(config: RunConfig, accelerator: Accelerator) -> int:
+    """How many processes read tiles for each that trains."""
+    if config.workers is not None:
+        return config.workers
+    images = 4 * -(-config.batch_size // accelerator.num_processes)  # of two stains, with noise for each
+    return fitting_workers(accelerator.device, 4 * images * 3 * config.data.size**2)
+
+
 def _learn(
-    config: RunConfig, tiles: Dataset[Any], accelerator: Accelerator, say: Callable[[str], None]
+    config: RunConfig,
+    tiles: Tiles | PairedTiles | UnpairedTiles,
+    workers: int,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
 ) -> None:
+    if workers:
+        tiles.read_ahead(workers)
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = (
+            True  # batches have one size: the fastest convolutions are found once
+        )
     learner = learner_of(config, accelerator)
-    loop = LoopConfig(config.steps, config.batch_size, config.log_every, config.save_every, config.workers)
+    loop = LoopConfig(config.steps, config.batch_size, config.log_every, config.save_every, workers)
     train(learner, tiles, collate, config.out, loop, accelerator, say)
     if not accelerator.is_main_process:
         return
@@ -106,7 +127,7 @@ def _silent(line: str) -> None:
     pass
 
 
-def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Dataset[Any], str]:
+def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Tiles | PairedTiles | UnpairedTiles, str]:
     """The task's tiles, and how many images they come from, in words."""
     if config.task in BOTH_STAINS and config.paired:
         pairs = find_pairs(config.data, config.he, config.markers, say)

@@ -1,24 +1,26 @@
 """What the loop trains: a learner takes one optimizer step and names everything that a state must hold.
 
 Randomness inside a step comes from the batch's keys (`sample_noise`), one for each sample: so a step does not depend on how the
-batch is spread over processes, and a resumed run draws what the uninterrupted one draws.
+batch is spread over processes, and a resumed run draws what the uninterrupted one draws. It is drawn where the tiles are read, in
+processes of their own perhaps, by the learner's `draw`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
 
 from miudiff.checkpoints import Part
 from miudiff.config import LAST_STEP, Strict
-from miudiff.errors import NonFiniteError
 from miudiff.noise import NoiseKey
+from miudiff.training.descent import Descent, optimizer_over
+
+Tensors = Mapping[str, Tensor]
 
 
 class OptimizerConfig(Strict):
@@ -41,12 +43,19 @@ class OptimizerConfig(Strict):
 class Learner(Protocol):
     """One learner on one process."""
 
+    descent: Descent
+
+    @property
+    def draw(self) -> Callable[[Tensors], Tensors]:
+        """Adds to a batch what is random of each image, on the processor; can be pickled, for a process that reads tiles."""
+        ...
+
     def parts(self) -> Mapping[str, Part]:
         """All that a state must hold."""
         ...
 
-    def step(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
-        """One optimizer step; returns scalars to log."""
+    def step(self, batch: Tensors, step: int) -> Tensors:
+        """One optimizer step on what `draw` gave; returns scalars to log."""
         ...
 
     def export(self, folder: Path) -> None:
@@ -54,8 +63,13 @@ class Learner(Protocol):
         ...
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+def draw_nothing(batch: Tensors) -> Tensors:
+    """The `draw` of a learner whose step needs nothing random of each image."""
+    return batch
+
+
+def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Adam:
+    return optimizer_over(torch.optim.AdamW, parameters, lr=lr, weight_decay=weight_decay)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -68,30 +82,26 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def descend(
-    accelerator: Accelerator,
+    descent: Descent,
     loss: Tensor,
     optimizer: Any,
     parameters: Iterable[nn.Parameter],
     rate: float,
     clip: float,
+    step: int,
 ) -> Tensor:
     """Backward, clip, step; returns the gradient norm before clipping.
 
     Raises:
-        NonFiniteError: Loss or gradients are not finite on some process; the weights are as before.
+        NonFiniteError: As `Descent.take`.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(list(parameters), clip)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise NonFiniteError(
-            f"loss {float(loss.detach()):g}, gradient norm {float(norm):g}",
-            here=not torch.isfinite(loss),
-        )
-    optimizer.step()
-    return torch.as_tensor(norm).detach()
+    descent.accelerator.backward(loss)
+    norm = torch.as_tensor(descent.accelerator.clip_grad_norm_(list(parameters), clip)).detach()
+    descent.take([optimizer], loss, norm, step)
+    return norm
 
 
 def sample_noise(keys: Tensor, seed: int, stream: str, like: Tensor, draw: int = 0) -> Tensor:
@@ -102,7 +112,6 @@ def sample_noise(keys: Tensor, seed: int, stream: str, like: Tensor, draw: int =
     )
 
 
-def sample_times(keys: Tensor, seed: int, high: int, device: torch.device, draw: int = 0) -> Tensor:
+def sample_times(keys: Tensor, seed: int, high: int, draw: int = 0) -> Tensor:
     """A time index in [0, high) for each key, int64 [B]."""
-    times = [NoiseKey(seed, f"sample{k}").integers("time", draw, 1, high) for k in keys.tolist()]
-    return torch.cat(times).to(device)
+    return torch.cat([NoiseKey(seed, f"sample{k}").integers("time", draw, 1, high) for k in keys.tolist()])

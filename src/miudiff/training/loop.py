@@ -24,16 +24,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from miudiff.checkpoints import append_json, find_states, load_state, save_state
 from miudiff.device import enough_memory
-from miudiff.errors import ConfigError, MiudiffError, NonFiniteError, PeerError
+from miudiff.errors import ConfigError, DeviceError, MiudiffError, NonFiniteError, PeerError
 from miudiff.images import write_bytes
 from miudiff.progress import duration, speed
-from miudiff.training.learner import Learner
-
-Batch = tuple[dict[str, Tensor], list[str]]
+from miudiff.training.learner import Learner, Tensors
+from miudiff.training.loader import Collate, Share, batches
 
 
 @dataclass(frozen=True)
@@ -47,26 +46,10 @@ class LoopConfig:
     workers: int = 0
 
 
-class _Share(Sampler[int]):
-    """This process's share of each batch, in order: batch s holds items s B .. s B + B - 1."""
-
-    def __init__(self, start: int, stop: int, batch: int, rank: int, world: int) -> None:
-        self.start, self.stop, self.batch, self.rank, self.world = start, stop, batch, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        share = self.batch // self.world
-        for step in range(self.start, self.stop):
-            first = step * self.batch + self.rank * share
-            yield from range(first, first + share)
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * (self.batch // self.world)
-
-
 def train(
     learner: Learner,
     tiles: Dataset[Any],
-    collate: Callable[[Sequence[Any]], Batch],
+    collate: Collate,
     folder: Path,
     config: LoopConfig,
     accelerator: Accelerator,
@@ -97,41 +80,39 @@ def train(
             say(f"goes on after step {start} ({states[-1][1].name})")
     accelerator.wait_for_everyone()  # nobody writes a state before everybody has read the last
     _check_same_start(accelerator, start, folder)
-    sampler = _Share(start, config.steps, config.batch_size, rank, world)
-    loader = DataLoader(
-        tiles,
-        batch_size=config.batch_size // world,
-        sampler=sampler,
-        collate_fn=collate,
-        num_workers=config.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    share = Share(start, config.steps, config.batch_size, rank, world)
+    device = accelerator.device
+    loader = batches(tiles, share, collate, learner.draw, config.workers, device.type == "cuda")
     step, saved, progress = start, start, _Progress(start, config.steps, config.batch_size)
 
     def keep() -> None:
         nonlocal saved
         if step != saved:
+            learner.descent.look()
             _on_main(accelerator, lambda: save_state(folder, step, learner.parts()))
         saved = step
 
-    with _Interrupt() as interrupt, _peers(world):
-        batches = iter(loader)
+    def names(step: int) -> list[str]:
+        return collate([tiles[item] for item in share.items(step)])[1]
+
+    with _Interrupt() as interrupt, _others(world), _finite(accelerator, names):
+        found = iter(loader)
         while step < config.steps:
-            batch, names, unread = _next(batches)
+            batch, unread = _next(found)
             if failures := _failures(accelerator, unread):
                 keep()
                 raise failures[0]
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            logs, wrong = _step(learner, batch, names, step)
-            if failures := _failures(accelerator, wrong):
-                raise _of_all(step, failures)
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            logs = _step(learner, batch, step)
             step += 1
             if step % config.log_every == 0 or step == config.steps:
+                learner.descent.look()
                 line = _mean_over_processes(accelerator, logs)
-                record = {"step": step, **line, "images_per_second": progress.rate(step)}
+                rate = progress.rate(step)
+                record = {"step": step, **line, "images_per_second": rate}
                 _on_main(accelerator, functools.partial(append_json, folder / "metrics.jsonl", record))
                 if accelerator.is_main_process:
-                    say(progress.line(step, line))
+                    say(progress.line(step, line, rate))
             stop = _any_process(accelerator, interrupt.asked)
             if step % config.save_every == 0 or step == config.steps or stop:
                 keep()
@@ -141,11 +122,15 @@ def train(
 
 
 @contextlib.contextmanager
-def _peers(world: int) -> Iterator[None]:
-    """Tells a connection to another process that broke from a mistake of our own; gloo and NCCL have no error class for it."""
+def _others(world: int) -> Iterator[None]:
+    """Tells that another process ended from a mistake of our own; torch, gloo and NCCL have no error class for it."""
     try:
         yield
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise DeviceError(
+                "a process that reads tiles ended, perhaps for want of memory or of shared memory (/dev/shm); take fewer 'workers', or 0, and the same command goes on from the last state"
+            ) from error
         if world > 1 and re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
             raise PeerError(
                 "another process of this run ended, so this one cannot go on; the other's lines say why, and the same command goes on from the last state"
@@ -153,30 +138,35 @@ def _peers(world: int) -> Iterator[None]:
         raise
 
 
-def _next(batches: Iterator[Batch]) -> tuple[dict[str, Tensor], list[str], MiudiffError | None]:
-    """The next batch with its names, or why there is none."""
+@contextlib.contextmanager
+def _finite(accelerator: Accelerator, names: Callable[[int], list[str]]) -> Iterator[None]:
+    """Adds to a step that was not finite its images, by their `names`; all processes meet it together."""
     try:
-        return *next(batches), None
+        yield
+    except NonFiniteError as error:
+        images = f"{error}; the batch's images: {', '.join(names(error.step))}"
+        own = NonFiniteError(images, error.here, error.step)
+        raise _of_all(gather_object([own]) if accelerator.num_processes > 1 else [own]) from None
+
+
+def _next(found: Iterator[dict[str, Tensor]]) -> tuple[dict[str, Tensor], MiudiffError | None]:
+    """The next batch, or why there is none."""
+    try:
+        return next(found), None
     except MiudiffError as error:
         # From a process that reads tiles it comes with that process's traceback before it.
         told = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2]
-        return {}, [], type(error)(told.strip())
+        return {}, type(error)(told.strip())
 
 
-def _step(
-    learner: Learner, batch: Mapping[str, Tensor], names: list[str], step: int
-) -> tuple[Mapping[str, Tensor], NonFiniteError | None]:
-    """The step's logs, or why it was not taken, with the names of this process's images."""
+def _step(learner: Learner, batch: Tensors, step: int) -> Tensors:
+    """The step's logs."""
     sizes = " x ".join(str(n) for n in next(iter(batch.values())).shape)
-    memory = enough_memory(
+    with enough_memory(
         f"step {step}, images {sizes} on a process",
         "spread the batch over more processes, or take a lower batch_size or data.size with another out=",
-    )
-    try:
-        with memory:
-            return learner.step(batch, step), None
-    except NonFiniteError as error:
-        return {}, NonFiniteError(f"{error}; the batch's images: {', '.join(names)}", error.here)
+    ):
+        return learner.step(batch, step)
 
 
 def _failures(accelerator: Accelerator, own: MiudiffError | None) -> list[MiudiffError]:
@@ -199,12 +189,11 @@ def _on_main(accelerator: Accelerator, write: Callable[[], object]) -> None:
         raise failures[0]
 
 
-def _of_all(step: int, failures: Sequence[MiudiffError]) -> NonFiniteError:
+def _of_all(failures: Sequence[NonFiniteError]) -> NonFiniteError:
     """One error of what the processes met: gradients are summed over them, so a NaN of one is everybody's, but its loss is its own."""
-    own = [f for f in failures if isinstance(f, NonFiniteError) and f.here] or failures
-    told = "; ".join(str(failure) for failure in own)
+    told = "; ".join(str(failure) for failure in [f for f in failures if f.here] or failures)
     return NonFiniteError(
-        f"step {step}: {told}; look at them, or go on with a lower learning rate (the task's optimizer.lr)"
+        f"step {failures[0].step}: {told}; look at them, or go on with a lower learning rate (the task's optimizer.lr)"
     )
 
 
@@ -258,19 +247,20 @@ def _mean_over_processes(accelerator: Accelerator, logs: Mapping[str, Tensor]) -
 
 
 class _Progress:
+    """How fast the steps since the last line were, and how long the rest would take at that."""
+
     def __init__(self, start: int, stop: int, batch: int) -> None:
-        self.start, self.stop, self.batch, self.began = start, stop, batch, time.monotonic()
+        self.stop, self.batch, self.last = stop, batch, (start, time.monotonic())
 
     def rate(self, step: int) -> float:
-        """Images for each second since this process began."""
-        return round((step - self.start) * self.batch / max(1e-9, time.monotonic() - self.began), 3)
+        """Images for each second since it was asked last."""
+        (before, began), self.last = self.last, (step, time.monotonic())
+        return round((step - before) * self.batch / max(1e-9, self.last[1] - began), 3)
 
-    def line(self, step: int, logs: Mapping[str, float]) -> str:
-        seconds = (self.stop - step) * (time.monotonic() - self.began) / max(1, step - self.start)
+    def line(self, step: int, logs: Mapping[str, float], rate: float) -> str:
         values = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
-        return (
-            f"step {step}/{self.stop}  {values}  {speed(self.rate(step), 'images')}  {duration(seconds)} left"
-        )
+        left = duration((self.stop - step) * self.batch / max(1e-9, rate))
+        return f"step {step}/{self.stop}  {values}  {speed(rate, 'images')}  {left} left"
 
 
 def _trim_log(path: Path, step: int) -> None:
