@@ -108,7 +108,7 @@ def tell_images(
             counts.append(count)
             sizes.append(frame.size)
             with tempfile.TemporaryDirectory() as folder:  # as long as writing its stain takes
-                write_image(Path(folder) / path.name, pixels)
+                write_image(Path(folder) / f"measured{path.suffix}", pixels)
     beside = time.monotonic() - began
     if not counts or (windows := round(sum(counts) / len(counts) * len(paths))) <= FEW:
         return
