@@ -50,6 +50,12 @@ class PlaceStainer:
     def one(self, pixels, top, left):
         return (255 - pixels.astype(int) + (left // 8 + top // 4) % self.steps).clip(0, 255).astype(np.uint8)
 
+    batch = 1
+
+    def stream(self, windows):
+        for piece, key in windows:
+            yield from self.stain([piece], [key])
+
     def stain(self, pieces, keys):
         if self.stop_after is not None and self.count + len(pieces) > self.stop_after:
             raise KeyboardInterrupt

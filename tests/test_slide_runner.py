@@ -266,7 +266,7 @@ def test_a_slide_that_is_too_small_is_refused():
 
 
 def test_a_failing_stainer_is_not_swallowed(slide_file, tmp_path):
-    class Broken:
+    class Broken(PlaceStainer):
         def stain(self, pieces, keys):
             raise MemoryError("no more")
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,6 +108,51 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Download:
+    """Tensors on their way from a device to the processor; work that the device is given afterwards need not wait for them."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+        self._there = torch.cuda.Event() if tensors[0].is_cuda else None  # type: ignore[no-untyped-call]
+        if self._there:
+            self._there.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait(self) -> list[Tensor]:
+        """The copies, once they are there."""
+        if self._there:
+            self._there.synchronize()
+        return self._copies
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a CUDA device finish what it was given: what is timed else is how long it takes to tell it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device, work: Callable[[], object]) -> int:
+    """Bytes that some work takes on a CUDA device beyond what is held before it, at most."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device that nobody uses, torch's own store of them included."""
+    stored = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + stored
+
+
+def batch_that_fits(one: int, two: int, free: int, most: int) -> int:
+    """How many at once, a power of two from 1 to `most`, where one takes `one` bytes, two take `two`, and each further as much more.
+
+    Half of what is free is left alone: CUDA graphs hold memory of their own, and other programs come and go.
+    """
+    count = 1 + max(0, free // 2 - one) // max(1, two - one)
+    return 1 << (min(count, most).bit_length() - 1)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from miudiff.device import wait_for
 from miudiff.errors import MiudiffError
 from miudiff.images import Pixels, read_image, resize, write_image
 from miudiff.methods.miu_diff import MIUDiff
@@ -180,6 +181,7 @@ def _seconds_of_a_step(stainer: VirtualStainer, piece: Pixels, batch: int) -> fl
     times: list[float] = []
 
     def watch(report: StepReport) -> None:
+        wait_for(report.y.device)
         times.append(time.monotonic())
         if len(times) > 3 and times[-1] - times[1] > LONG_ENOUGH:
             raise _Enough

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -300,14 +301,23 @@ def to_tensor(pixels: Pixels | Sequence[Pixels]) -> Tensor:
 
 def to_uint8(images: Tensor) -> list[Pixels]:
     """float [B, 3, H, W] in [-1, 1] to one uint8 [H, W, 3] each; values beyond the range are clipped."""
+    return list(quantised(images).cpu().numpy())
+
+
+def quantised(images: Tensor) -> Tensor:
+    """`to_uint8` on the images' own device: uint8 [B, H, W, 3]."""
     scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
-    return list(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def luma(images: Tensor) -> Tensor:
     """ITU-R 601-2 luma [B, 1, H, W] of [B, 3, H, W]."""
-    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+    return (images * _luma_weights(images.dtype, images.device)).sum(1, keepdim=True)
+
+
+@lru_cache(maxsize=16)  # an accelerator would be waited for at each copy
+def _luma_weights(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(LUMA, dtype=dtype, device=device).view(1, 3, 1, 1)
 
 
 def to_gray(images: Tensor) -> Tensor:

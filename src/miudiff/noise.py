@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from miudiff.device import upload
+
 CELL = 64
+LOOK = 2  # steps that `Ahead` draws before they are asked for
 
 # One stream for each use of randomness, so that adding a use never changes another's draws.
 STREAMS = {
@@ -110,8 +115,73 @@ class NoiseKey:
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
+class Ahead(Sequence[NoiseSource]):
+    """Keys of one batch, whose next noise threads draw while the network runs; `normal` takes it, the same as it would draw.
+
+    A walk counts down: who takes a step's noise will ask for the step below in the same stream. LOOK steps are drawn ahead and no
+    more are held. Numpy lets go of the interpreter while it draws. Use it as a context: the threads end with it.
+
+    Args:
+        keys: Draw the same whatever is drawn before, as `NoiseKey` does.
+        threads: How many.
+        pinned: Draw into memory that an accelerator copies from on its own.
+    """
+
+    def __init__(self, keys: Sequence[NoiseSource], threads: int, pinned: bool) -> None:
+        self._keys, self._pinned = keys, pinned
+        self._pool = ThreadPoolExecutor(threads, "noise")
+        self._coming: dict[tuple[str, int], tuple[Tensor, list[Future[None]]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    @overload
+    def __getitem__(self, at: int) -> NoiseSource: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[NoiseSource]: ...
+
+    def __getitem__(self, at: int | slice) -> NoiseSource | Sequence[NoiseSource]:
+        return self._keys[at]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def take(self, stream: str, step: int, shape: torch.Size) -> Tensor:
+        """The batch's noise [B, C, H, W], on the processor."""
+        wanted = {(stream, step): None} | {(stream, s): None for s in self._below(stream, step)}
+        for place in wanted:
+            if place not in self._coming or self._coming[place][0].shape != shape:
+                self._coming[place] = self._begin(*place, shape)
+        self._coming = {at: held for at, held in self._coming.items() if at in wanted or at[0] != stream}
+        noise, filling = self._coming.pop((stream, step))
+        for part in filling:
+            part.result()
+        return noise
+
+    def _below(self, stream: str, step: int) -> range:
+        """The steps that a walk will ask for next; what noise it begins with is drawn once, and its last step draws none."""
+        if stream not in ("step", "condition"):
+            return range(0)
+        return range(step - 1, max(step - 1 - LOOK, 0 if stream == "step" else -1), -1)
+
+    def _begin(self, stream: str, step: int, shape: torch.Size) -> tuple[Tensor, list[Future[None]]]:
+        noise = torch.empty(shape, pin_memory=self._pinned)
+
+        def fill(part: NDArray[np.float32], key: NoiseSource) -> None:
+            part[:] = key.normal(stream, step, (shape[1], shape[2], shape[3])).numpy()
+
+        return noise, [self._pool.submit(fill, *one) for one in zip(noise.numpy(), self._keys, strict=True)]
+
+
 def normal(keys: Sequence[NoiseSource], stream: str, step: int, like: Tensor) -> Tensor:
     """Noise of `like`'s shape [B, C, H, W], device and dtype, one key for each image of the batch."""
-    _, channels, height, width = like.shape
-    draws = [key.normal(stream, step, (channels, height, width)) for key in keys]
-    return torch.stack(draws).to(like)
+    if isinstance(keys, Ahead):
+        noise = keys.take(stream, step, like.shape)
+    else:
+        _, channels, height, width = like.shape
+        noise = torch.stack([key.normal(stream, step, (channels, height, width)) for key in keys])
+    return upload(noise, like.device).to(like.dtype)

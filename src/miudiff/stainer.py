@@ -6,11 +6,8 @@ stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -20,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from miudiff.config import Strict
-from miudiff.device import Placement, Precision, enough_memory, is_out_of_memory, place
-from miudiff.errors import ConfigError, DataError, NonFiniteError
-from miudiff.images import MAX_PIXELS, Pixels, resize, to_tensor, to_uint8
+from miudiff.device import Placement, Precision, place, upload
+from miudiff.errors import ConfigError, DataError
+from miudiff.images import MAX_PIXELS, Pixels, resize
+from miudiff.methods.batches import Batches, Keyed
 from miudiff.methods.fusion import Fusion
 from miudiff.methods.generator import MULTIPLE, GeneratorModel, GeneratorTranslator
 from miudiff.methods.miu_diff import MIUDiff
@@ -30,7 +28,7 @@ from miudiff.methods.model import SHIPPED, Model
 from miudiff.methods.sdedit import Reverse
 from miudiff.methods.systems import GENERATORS, build, changed, configure, load_any, method_of, steps_of
 from miudiff.noise import NoiseKey
-from miudiff.tiling import over_tiles, places
+from miudiff.tiling import Placed, over_all_tiles, places
 from miudiff.tissue import glass as find_glass
 
 OVERLAP = 32  # pixels over which two tiles are blended
@@ -52,7 +50,8 @@ class VirtualStainer:
         glass: "keep" leaves the pixels of empty glass as they are (`tissue.glass`), "stain" translates them like tissue.
         mode: "blend" gives every tile a walk of its own and blends the results; "fuse" lets blocks of BLOCK x BLOCK tiles
             agree after every step (`methods.fusion`), and blends the blocks.
-        batch: Tiles that the network is given at once, by default 1 on a processor and 8 elsewhere; halved for good, and said to `say`, where memory does not suffice.
+        batch: Tiles that the network is given at once, by default 1 on a processor and what fits into the memory of a CUDA device
+            (`methods.batches`); halved for good, and said to `say`, where memory does not suffice.
 
     Raises:
         ConfigError: Settings that the model cannot follow, or a marker that it does not have.
@@ -72,7 +71,6 @@ class VirtualStainer:
         self.mode = mode
         if batch is not None and not 1 <= batch <= MOST_TILES:
             raise ConfigError(f"batch size: found {batch}, expected 1 to {MOST_TILES} tiles")
-        self.batch = batch or (1 if placement.device.type == "cpu" else 8)
         self.say: Callable[[str], None] = lambda line: None
         self.marker = marker or (model.card.markers[0] if model.card.markers else None)
         self.method = build(config, model, self.marker, placement)
@@ -80,6 +78,14 @@ class VirtualStainer:
         self.name = model.method if isinstance(model, GeneratorModel) else method_of(config)
         if mode == "fuse":
             self._check_fusion()
+        self._batches = Batches(
+            lambda he, keys: self._translate(he, keys),
+            self.reverse,
+            placement,
+            batch,
+            self.tile,
+            lambda line: self.say(line),
+        )
 
     @property
     def reverse(self) -> Reverse | None:
@@ -173,12 +179,13 @@ class VirtualStainer:
         resized = resize(image, rows, columns)
         empty = self.find_glass(resized)
 
-        def one(pixels: Pixels, top: int, left: int) -> Pixels:
-            if self.is_glass(empty, top, left):
-                return pixels
-            return self.stain([pixels], [key.at(left, top)])[0]
+        def stain(pieces: list[Placed]) -> Iterator[Pixels]:
+            kept = [self.is_glass(empty, top, left) for _, top, left in pieces]
+            tissue = (piece for piece, keep in zip(pieces, kept) if not keep)
+            ihc = self.stream((pixels, key.at(left, top)) for pixels, top, left in tissue)
+            return (piece[0] if keep else next(ihc) for piece, keep in zip(pieces, kept))
 
-        stained = over_tiles(resized, one, self.window, self.overlap, self.multiple)
+        stained = over_all_tiles(resized, stain, self.window, self.overlap, self.multiple)
         stained = resize(stained, height, width)
         return stained if empty is None else _with_glass(stained, image, empty)
 
@@ -192,7 +199,11 @@ class VirtualStainer:
         return empty is not None and bool((empty[top : top + side, left : left + side] == 1).all())
 
     def stain(self, pieces: Sequence[Pixels], keys: Sequence[NoiseKey]) -> list[Pixels]:
-        """Virtual IHC of pieces at the model's scale, sides of multiples of `multiple` and of at most `window`; glass and all.
+        """Virtual IHC of pieces at the model's scale; `stream` for those that are there."""
+        return list(self.stream(zip(pieces, keys, strict=True)))
+
+    def stream(self, windows: Iterable[Keyed]) -> Iterator[Pixels]:
+        """Virtual IHC of pieces at the model's scale, in their order, sides of multiples of `multiple` and of at most `window`; glass and all.
 
         A piece's result depends on itself and its key alone, up to the rounding of arithmetic over batches.
 
@@ -200,40 +211,27 @@ class VirtualStainer:
             DeviceError: Out of memory, with one tile at a time.
             NonFiniteError: The network gave a NaN or an infinity.
         """
-        stained: list[Pixels] = []
-        while len(stained) < len(pieces):
-            done = len(stained)
-            now = list(takewhile(partial(_alike, pieces[done]), pieces[done : done + self.at_once]))
-            with self._memory(now[0]):
-                try:
-                    ihc = self._translate(to_tensor(now), keys[done : done + len(now)])
-                except (RuntimeError, MemoryError) as error:
-                    if self.batch == 1 or not is_out_of_memory(error):
-                        raise
-                    self.batch //= 2
-                    self.say(
-                        f"too little memory on {self.placement.device}: going on with {self.batch} tiles at once"
-                    )
-                    continue
-            if not torch.isfinite(ihc).all():
-                raise NonFiniteError(
-                    f"the network gave a NaN or an infinity in {self.placement.precision}; are its weights damaged?"
-                )
-            stained += to_uint8(ihc)
-        return stained
+        return self._batches.stream(windows, together=self.mode == "blend")
 
     def _translate(self, he: torch.Tensor, keys: Sequence[NoiseKey]) -> torch.Tensor:
-        he = he.to(self.placement.device)
+        he = upload(he, self.placement.device)
         if self.mode == "blend" or max(he.shape[2:]) <= self.tile:
-            return self.method.translate(he, keys)
+            with self._batches.ahead(keys) as ahead:
+                return self.method.translate(he, ahead)
         assert self.reverse is not None
         fusion = Fusion(he.shape[2], he.shape[3], min(self.tile, *he.shape[2:]), self._fused)
         corners = [keys[0].at(keys[0].x + left, keys[0].y + top) for top, left in fusion.corners]
         self.reverse.fusion, self.reverse.at_once = fusion, self.batch
         try:
-            return fusion.field(self.method.translate(fusion.cut(he), corners))
+            with self._batches.ahead(corners) as ahead:
+                return fusion.field(self.method.translate(fusion.cut(he), ahead))
         finally:
             self.reverse.fusion = self.reverse.at_once = None
+
+    @property
+    def batch(self) -> int:
+        """Tiles that the network is given at once."""
+        return self._batches.count
 
     def _check_fusion(self) -> None:
         if self.reverse is None:
@@ -299,12 +297,6 @@ class VirtualStainer:
             return MULTIPLE
         return self.model.score.multiple
 
-    def _memory(self, tile: Pixels) -> contextlib.AbstractContextManager[None]:
-        return enough_memory(
-            f"a tile of {tile.shape[1]} x {tile.shape[0]} in {self.placement.precision} on {self.placement.device}",
-            "free the device, take another (--device cpu) or --precision bf16, or write a smaller 'tile' into the model's model_index.json",
-        )
-
     def steps(self, rows: int, columns: int) -> int:
         """How many reverse steps, over all pieces, an image of that working size takes."""
         multiple = self.multiple
@@ -324,10 +316,6 @@ class VirtualStainer:
         scale = self.model.card.mpp
         factor = mpp / scale if mpp and scale else 1.0
         return round(height * factor), round(width * factor)
-
-
-def _alike(first: Pixels, second: Pixels) -> bool:
-    return first.shape == second.shape
 
 
 def _with_glass(stained: Pixels, image: Pixels, empty: NDArray[np.float32]) -> Pixels:

@@ -6,7 +6,7 @@ joins two versions of the same tissue. Images are mirrored up to what the networ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from miudiff.images import Pixels
 
 TileFunction = Callable[[Pixels, int, int], Pixels]
+Placed = tuple[Pixels, int, int]  # a tile, its top and its left
+AllTilesFunction = Callable[[list[Placed]], Iterable[Pixels]]
 
 
 def places(length: int, tile: int, overlap: int) -> list[int]:
@@ -41,7 +43,16 @@ def window(height: int, width: int, overlap: int) -> NDArray[np.float32]:
 
 
 def over_tiles(image: Pixels, function: TileFunction, tile: int, overlap: int, multiple: int) -> Pixels:
-    """Apply `function(tile, top, left)` all over uint8 [H, W, 3]; the result has the image's size.
+    """Apply `function(tile, top, left)` all over uint8 [H, W, 3]; the result has the image's size, see `over_all_tiles`."""
+    return over_all_tiles(
+        image, lambda pieces: (function(*piece) for piece in pieces), tile, overlap, multiple
+    )
+
+
+def over_all_tiles(
+    image: Pixels, function: AllTilesFunction, tile: int, overlap: int, multiple: int
+) -> Pixels:
+    """Apply to uint8 [H, W, 3] a function of all its tiles, which gives one for each in their order; the result has the image's size.
 
     Args:
         tile: Largest side given to `function`; smaller images are given whole.
@@ -51,9 +62,11 @@ def over_tiles(image: Pixels, function: TileFunction, tile: int, overlap: int, m
     padded = _mirror(image, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
     total = np.zeros(padded.shape, np.float32)
     weight = np.zeros((*padded.shape[:2], 1), np.float32)
-    for top, left in tile_grid(padded.shape[0], padded.shape[1], tile, overlap):
-        piece = padded[top : top + tile, left : left + tile]
-        result = function(piece, top, left)
+    pieces = [
+        (padded[top : top + tile, left : left + tile], top, left)
+        for top, left in tile_grid(padded.shape[0], padded.shape[1], tile, overlap)
+    ]
+    for (piece, top, left), result in zip(pieces, function(pieces), strict=True):
         share = window(piece.shape[0], piece.shape[1], overlap)[..., None]
         total[top : top + tile, left : left + tile] += result * share
         weight[top : top + tile, left : left + tile] += share

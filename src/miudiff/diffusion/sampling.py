@@ -17,7 +17,7 @@ Variance = Literal["fixed_small", "fixed_large", "learned"]
 
 
 class Transition(NamedTuple):
-    """A Gaussian step: `mean` [B, C, H, W] and `std`, broadcastable to it.
+    """A Gaussian step: `mean` [B, C, H, W] and `std`, broadcastable to it: one number on the processor, or like `mean`.
 
     `clean` is the estimate of the clean image that it is made of, [B, C, H, W], which a second-order step takes from the step before.
     """
@@ -124,7 +124,7 @@ def multistep(
         noise: tau, 0 to 1.
     """
     if t == 0:
-        return Transition(y0, y0.new_zeros(()), y0)
+        return Transition(y0, torch.zeros((), dtype=y.dtype), y0)
     signal, spread = sde.signal, sde.spread
     levels = (signal[:-1] / spread[:-1]).log()
     h = levels[t - 1] - levels[t]
@@ -135,7 +135,9 @@ def multistep(
     decay = spread[t - 1] / spread[t] * torch.exp(-(noise**2) * h)
     share = -torch.expm1(-(1 + noise**2) * h)
     std = spread[t - 1] * (-torch.expm1(-2 * noise**2 * h)).sqrt()
-    return Transition(decay.to(y) * y + (signal[t - 1] * share).to(y) * guess, std.to(y), y0)
+    # Numbers stay on the processor, as those of `sde.at`.
+    decay, share, std = (number.to(y.dtype) for number in (decay, signal[t - 1] * share, std))
+    return Transition(decay * y + share * guess, std, y0)
 
 
 def ddim(sde: VPSDE, y: Tensor, t: int, eps: Tensor, clip: bool = False) -> Tensor:

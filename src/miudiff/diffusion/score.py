@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json
 from miudiff.config import LARGEST_TILE, Strict, Width, parse
+from miudiff.diffusion.graphs import Forward
 from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.sde import VPSDE, Times, at
 from miudiff.errors import CheckpointError, ConfigError
@@ -249,15 +250,19 @@ class ScoreModel(nn.Module):
         output = self.unet(self._folded(y), t, class_labels=marker).sample.float()
         return F.pixel_shuffle(output, self.unshuffle)
 
-    def predict(self, y: Tensor, t: Times, sde: VPSDE | None = None) -> tuple[Tensor, Tensor | None]:
+    def predict(
+        self, y: Tensor, t: Times, sde: VPSDE | None = None, forward: Forward | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Noise and variance fraction (None where the variance is not learned), each [B, 3, H, W].
 
-        `t` counts in `sde`, a respaced chain perhaps; by default in the model's own.
+        Args:
+            t: Counts in `sde`, a respaced chain perhaps; by default in the model's own.
+            forward: Computes what this network does in a quicker way (`diffusion.graphs`).
         """
         times = (sde or self.sde).network_time(t)
         if isinstance(times, int):
             times = torch.full((len(y),), times, device=y.device)
-        output = self(y, times)
+        output = (forward or self)(y, times)
         return output[:, :3], output[:, 3:] if self.learned_variance else None
 
     def predict_noise(self, y: Tensor, t: Times) -> Tensor:

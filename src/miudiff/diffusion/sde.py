@@ -99,9 +99,13 @@ class VPSDE:
 
 
 def at(table: Tensor, t: Times, like: Tensor) -> Tensor:
-    """`table[t]` in `like`'s dtype and device, shaped to multiply `like` [B, C, H, W]."""
+    """`table[t]` in `like`'s dtype, shaped to multiply `like` [B, C, H, W]; on `like`'s device where `t` is a tensor.
+
+    One index gives a number that stays on the processor: a kernel takes it as an argument, whereas its copy to an accelerator would
+    wait for all the work before it.
+    """
     if isinstance(t, int):
-        return table[t].to(like)
+        return table[t].to(like.dtype)
     return upload(table.to(like.dtype), like.device)[t].view(-1, *[1] * (like.ndim - 1))
 
 

@@ -66,10 +66,9 @@ class MIEnergy:
         entropy_factor, shared_factor = self.factors(stain_weight)
         total = torch.zeros(len(y), dtype=y.dtype, device=y.device)
         if shared_factor:
-            levels = [torch.full((len(y),), level, device=y.device) for level in (t, structure_t)]
             measure = self.estimator.joint_only if self.config.joint_only else self.estimator.information
             with self.placement.autocast():
-                shared = measure(structure, y, levels[0], levels[1], offset)
+                shared = measure(structure, y, t, structure_t, offset)
             total = total + shared_factor * shared
         grid = patches(y, self.estimator.config.patch, offset)
         if entropy_factor:

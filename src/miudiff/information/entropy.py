@@ -21,7 +21,8 @@ def gaussian_entropy(colours: Tensor, floor: float = 1e-4) -> Tensor:
     covariance = centred.transpose(-1, -2) @ centred / colours.shape[-2]
     identity = floor * torch.eye(colours.shape[-1], dtype=colours.dtype, device=colours.device)
     # Cholesky because logdet's gradient through LU is not deterministic on every device
-    diagonal = torch.linalg.cholesky(covariance + identity).diagonal(dim1=-2, dim2=-1)
+    # (and not `cholesky`, which waits for an accelerator to see whether it went well: NaN goes in where NaN comes out).
+    diagonal = torch.linalg.cholesky_ex(covariance + identity).L.diagonal(dim1=-2, dim2=-1)
     return diagonal.log().sum(-1) + 0.5 * colours.shape[-1] * math.log(2 * math.pi * math.e)
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from miudiff.config import Strict, Width
-from miudiff.diffusion.sde import VPSDE
+from miudiff.diffusion.sde import VPSDE, Times, at
 from miudiff.images import gradient_map, luma
 from miudiff.information.mine import donsker_varadhan
 from miudiff.noise import NoiseSource
@@ -92,14 +92,14 @@ class Estimator(nn.Module):
         return gradient
 
     def statistics(
-        self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)
+        self, structure: Tensor, y: Tensor, t: Times, structure_t: Times, offset: tuple[int, int] = (0, 0)
     ) -> tuple[Tensor, Tensor]:
         """T on joint pairs [B, L] and on marginal pairs [B, M].
 
         Args:
             structure: From `structure_map`, of the structure's source.
             y: Images [B, 3, H, W].
-            t, structure_t: Noise level of `y` and of what `structure` was taken from, indices [B]; -1 is clean.
+            t, structure_t: Noise level of `y` and of what `structure` was taken from, an index or indices [B]; -1 is clean.
             offset: Where the grid of patches begins, (rows, columns), less than a patch.
 
         Raises:
@@ -116,8 +116,7 @@ class Estimator(nn.Module):
             # The cosines are taken in full precision: bf16 would round them to two digits.
             with torch.autocast(y.device.type, enabled=False):
                 scores = self._cosines(eg.view(batch, count, -1), eh.view(batch, count, -1))
-            off = ~torch.eye(count, dtype=torch.bool, device=y.device)
-            return scores.diagonal(dim1=1, dim2=2), scores[:, off].view(batch, -1)
+            return scores.diagonal(dim1=1, dim2=2), _off_diagonal(scores)
         # Cyclic shifts: no patch meets itself, and the same shifts always, so the bound is deterministic.
         shuffles = min(self.config.shuffles, count - 1)
         shifts = [0, *(1 + (count - 1) * k // shuffles for k in range(shuffles))]
@@ -128,13 +127,13 @@ class Estimator(nn.Module):
     forward = statistics
 
     def information(
-        self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)
+        self, structure: Tensor, y: Tensor, t: Times, structure_t: Times, offset: tuple[int, int] = (0, 0)
     ) -> Tensor:
         """The bound for each image in nats, [B]."""
         return donsker_varadhan(*self.statistics(structure, y, t, structure_t, offset))
 
     def joint_only(
-        self, structure: Tensor, y: Tensor, t: Tensor, structure_t: Tensor, offset: tuple[int, int] = (0, 0)
+        self, structure: Tensor, y: Tensor, t: Times, structure_t: Times, offset: tuple[int, int] = (0, 0)
     ) -> Tensor:
         """The bound's first term alone, [B]: nothing pushes unlike pairs apart."""
         return self.statistics(structure, y, t, structure_t, offset)[0].mean(-1)
@@ -144,10 +143,12 @@ class Estimator(nn.Module):
         cosine = F.normalize(structure.float(), dim=-1) @ F.normalize(image.float(), dim=-1).transpose(1, 2)
         return self._bounded(self.sharpness.exp() * cosine)
 
-    def _level(self, t: Tensor, like: Tensor) -> Tensor:
+    def _level(self, t: Times, like: Tensor) -> Tensor:
         """The noise's standard deviation at t as a map [B, 1, H, W]."""
-        spread = self.sde.spread.to(like.dtype).to(like.device)[t]
-        return spread.view(-1, 1, 1, 1).expand(-1, 1, *like.shape[2:])
+        spread = at(self.sde.spread, t, like)
+        if isinstance(t, int):
+            spread = like.new_full((), float(spread))
+        return spread.expand(len(like), 1, *like.shape[2:])
 
     def _bounded(self, scores: Tensor) -> Tensor:
         bound = self.config.bound
@@ -181,6 +182,12 @@ def patches(images: Tensor, size: int, offset: tuple[int, int] = (0, 0)) -> Tens
     whole = images[:, :, : rows * size, : columns * size]
     grid = whole.reshape(*whole.shape[:2], rows, size, columns, size)
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def _off_diagonal(scores: Tensor) -> Tensor:
+    """What of [B, L, L] is not on the diagonal, in reading order, [B, L (L - 1)]: by strides, since a mask's size must be counted."""
+    side = scores.shape[1]
+    return scores.flatten(1)[:, 1:].view(-1, side - 1, side + 1)[..., :-1].flatten(1)
 
 
 def _rows(patches: Tensor) -> Tensor:

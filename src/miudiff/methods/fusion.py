@@ -33,10 +33,11 @@ class Fusion:
     def field(self, tiles: Tensor) -> Tensor:
         """The field [1, C, H, W] of tiles [N, C, tile, tile]; where they overlap, their weighted mean."""
         total = tiles.new_zeros((1, tiles.shape[1], *self.size))
-        share, tile = self.share.to(tiles), self.tile
+        # Copied once: an accelerator would be waited for in each step.
+        self.share, self.weight = self.share.to(tiles), self.weight.to(tiles)
         for one, (top, left) in zip(tiles, self.corners):
-            total[0, :, top : top + tile, left : left + tile] += one * share
-        return total / self.weight.to(tiles)
+            total[0, :, top : top + self.tile, left : left + self.tile] += one * self.share
+        return total / self.weight
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """The tiles as they are once they agree; a lone tile stays as it is, to the bit."""

@@ -161,8 +161,8 @@ class MIUDiff:
         if self.reverse.watch:
             # From the shift itself: as a difference of means a small one would drown in their rounding.
             size = torch.zeros(len(y)) if shift is None else shift.flatten(1).square().mean(1).sqrt()
-            noise = transition.std.flatten().mean().to(size)
-            ratio = size / noise if noise else torch.zeros_like(size)
+            noise = transition.std.flatten().mean()
+            ratio = size / noise.where(noise > 0, torch.inf)
             self.reverse.report(y, index, ratio, None if losses is None else float(losses.mean()))
         moved = transition if shift is None else transition.moved(-shift)
         return self.reverse.step(moved, index, keys), transition.clean

@@ -1,6 +1,6 @@
 """One slide through a stainer: windows are stained row by row, and meanwhile finished rows become blocks of the result's pyramid.
 
-    read ahead -> stain windows -> row-NNNNN.raw -> blend, back to level 0, glass -> encode -> blocks -> result
+    read ahead -> stain windows, in batches -> row-NNNNN.raw -> blend, back to level 0, glass -> encode -> blocks -> result
 
 Everything on disk is a pure function of the slide and the settings, whole or not there: the same command goes on from what it
 finds. A row file is deleted once no block needs it, so neither memory nor disk holds more than a few rows of windows beside the result.
@@ -13,7 +13,7 @@ import shutil
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -32,12 +32,23 @@ from miudiff.slides.sight import Rectangle, Sight, read_rectangles, write_rectan
 AHEAD = 3  # rows of windows that may wait to be encoded
 GROUP = 16  # windows that are read together
 READ_AHEAD = 2  # groups that are read before they are stained
+READERS = 8  # threads that read for a stainer of large batches, at most
+
+
+Keyed = tuple[Pixels, NoiseKey]  # a window's H&E and its noise
 
 
 class Staining(Protocol):
     """What the runner needs of a stainer."""
 
-    def stain(self, pieces: list[Pixels], keys: list[NoiseKey]) -> list[Pixels]: ...
+    @property
+    def batch(self) -> int:
+        """How many windows it stains at once."""
+        ...
+
+    def stream(self, windows: Iterable[Keyed]) -> Iterator[Pixels]:
+        """The virtual IHC of each window, in their order; it may take some more before it gives one."""
+        ...
 
 
 Group = list[Window]  # neighbours of one row that are read together
@@ -53,24 +64,49 @@ class Stained(Protocol):
 
 
 class Here:
-    """Stains windows in this process; the next ones are read meanwhile."""
+    """Stains windows in this process; the next ones are read meanwhile, by more threads the more are stained at once.
+
+    A batch is filled with windows of several groups, and of the next row: few of them lie in a row of a small piece of tissue.
+    """
 
     def __init__(self, staining: Staining, key: NoiseKey) -> None:
         self.staining, self.key = staining, key
 
     def __call__(self, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
+        begun: deque[tuple[int, list[Rectangle]]] = (
+            deque()
+        )  # of groups: how many windows, and what is bad in them
+
+        def windows(read: Iterable[tuple[Group, list[Pixels], list[Rectangle]]]) -> Iterator[Keyed]:
+            for group, he, bad in read:
+                begun.append((len(group), bad))
+                for pixels, at in zip(he, group, strict=True):
+                    yield pixels, self.key.at(at.left, at.top)
+
+        stained: list[Pixels] = []
+        with contextlib.closing(self._read(sight, groups)) as read:
+            for ihc in self.staining.stream(windows(read)):
+                stained.append(ihc)
+                if len(stained) == begun[0][0]:
+                    yield stained, begun.popleft()[1]
+                    stained = []
+
+    def _read(
+        self, sight: Sight, groups: Iterable[Group]
+    ) -> Generator[tuple[Group, list[Pixels], list[Rectangle]], None, None]:
+        """Each group with the H&E of its windows, and what of it could not be read; the next groups are read meanwhile."""
         queue: deque[tuple[Group, Future[Result]]] = deque()
-        upcoming = iter(groups)
-        with ThreadPoolExecutor(1, "read") as pool:
+        upcoming, batch = iter(groups), self.staining.batch
+        ahead = READ_AHEAD + (2 * batch // GROUP if batch > 1 else 0)
+        with ThreadPoolExecutor(min(READERS, ahead - 1), "read") as pool:
             try:
                 while True:
-                    for group in islice(upcoming, READ_AHEAD - len(queue)):
+                    for group in islice(upcoming, ahead - len(queue)):
                         queue.append((group, pool.submit(sight.windows, group)))
                     if not queue:
                         return
                     group, future = queue.popleft()
-                    read, bad = future.result()
-                    yield self.staining.stain(read, [self.key.at(at.left, at.top) for at in group]), bad
+                    yield group, *future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
