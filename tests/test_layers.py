@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "miudiff"
 
 GROUND = {
+    "ahead",
     "errors",
     "config",
     "formats",

@@ -1,9 +1,11 @@
 """Noise keys: one endless field for each name, and whole numbers in their ranges. `test_diffusion` has its statistics."""
 
+import threading
+
 import pytest
 import torch
 
-from miudiff.noise import CELL, STREAMS, NoiseKey
+from miudiff.noise import CELL, LOOK, STREAMS, Ahead, NoiseKey, normal
 
 SHAPE = (2, 70, 90)
 
@@ -81,3 +83,92 @@ def test_a_seed_and_a_name_do_not_run_into_each_other():
         NoiseKey(12, "").integers("batch", 0, 8, 1000),
     )
     assert not torch.equal(first, second)
+
+
+# Drawn ahead
+
+
+KEYS = [NoiseKey(1, "a", 5, -7), NoiseKey(1, "b")]
+
+
+def walk(keys, shape=(2, 3, 40, 72), repeats=2, steps=6):
+    """What a method of several walks draws, in its order."""
+    like, found = torch.empty(shape), []
+    for repeat in range(repeats):
+        found.append(normal(keys, "start", repeat, like))
+        for index in reversed(range(steps)):
+            found.append(normal(keys, "condition", repeat * steps + index, like))
+            if index:
+                found.append(normal(keys, "step", repeat * steps + index, like))
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_noise_that_is_drawn_ahead_is_the_same_bit_for_bit(threads):
+    with Ahead(KEYS, threads, pinned=False) as ahead:
+        assert list(ahead) == KEYS
+        found = walk(ahead)
+    plain = walk(KEYS)
+    assert len(found) == len(plain)
+    assert all(torch.equal(one, other) for one, other in zip(found, plain))
+
+
+def test_a_batch_of_another_size_or_a_step_out_of_order_is_drawn_as_well():
+    with Ahead(KEYS, 2, pinned=False) as ahead:
+        for step, side in ((9, 40), (8, 64), (20, 64), (3, 64), (3, 64), (0, 64)):
+            like = torch.empty(2, 3, side, side)
+            assert torch.equal(normal(ahead, "step", step, like), normal(KEYS, "step", step, like))
+
+
+class Noting:
+    """A key that notes what is drawn, in which thread."""
+
+    def __init__(self):
+        self.drawn, self.threads = [], set()
+
+    def normal(self, stream, step, shape):
+        self.drawn.append(step)
+        self.threads.add(threading.current_thread())
+        return torch.full(shape, float(step))
+
+
+def test_the_next_steps_are_drawn_before_they_are_asked_for_and_no_more_are_held():
+    key, like = Noting(), torch.empty(1, 3, 8, 8)
+    with Ahead([key], 1, pinned=False) as ahead:
+        for step in (50, 49, 48):
+            assert (normal(ahead, "step", step, like) == step).all()
+            assert len(ahead._coming) == LOOK
+    assert key.drawn == sorted(set(key.drawn), reverse=True)  # each once, in the walk's order
+    assert min(key.drawn) >= 48 - LOOK
+    assert threading.current_thread() not in key.threads
+
+
+def test_the_last_step_of_a_walk_which_draws_nothing_is_not_drawn():
+    key, like = Noting(), torch.empty(1, 3, 8, 8)
+    with Ahead([key], 1, pinned=False) as ahead:
+        for step in (2, 1):
+            normal(ahead, "step", step, like)
+    assert key.drawn == [2, 1]
+
+
+def test_threads_end_with_the_walk_also_when_it_fails():
+    key, like = Noting(), torch.empty(1, 3, 8, 8)
+
+    def fail():
+        with Ahead([key], 3, pinned=False) as ahead:
+            normal(ahead, "step", 50, like)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert key.threads
+    assert not any(thread.is_alive() for thread in key.threads)
+
+
+def test_a_key_that_fails_in_a_thread_fails_the_walk():
+    class Broken(Noting):
+        def normal(self, stream, step, shape):
+            raise ValueError("no noise")
+
+    with pytest.raises(ValueError, match="no noise"), Ahead([Broken()], 1, pinned=False) as ahead:
+        normal(ahead, "step", 5, torch.empty(1, 3, 8, 8))

@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,42 @@ def test_the_bytes_do_not_depend_on_the_order_in_which_windows_are_stained(slide
     first = translate(slide_file, tmp_path / "a")
     other = translate(slide_file, tmp_path / "b", engine=Backwards(PlaceStainer(), NoiseKey(0, "slide")))
     assert first.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("batch", [3, 6, 16, 64])
+def test_batches_are_filled_from_row_to_row_and_the_bytes_are_the_same(slide_file, tmp_path, batch):
+    """A stainer that asks for several windows, and for some more, before it gives the first."""
+
+    class Batched(PlaceStainer):
+        def __init__(self):
+            super().__init__()
+            self.batch, self.sizes = batch, []
+
+        def stream(self, windows):
+            upcoming, held = iter(windows), []
+            while now := list(islice(upcoming, batch)):
+                self.sizes.append(len(now))
+                yield from held
+                held = self.stain(*zip(*now))
+            yield from held
+
+    stainer = Batched()
+    first = translate(slide_file, tmp_path / "a")
+    other = translate(slide_file, tmp_path / "b", stainer=stainer)
+    assert first.read_bytes() == other.read_bytes()
+    assert all(size == batch for size in stainer.sizes[:-1])
+    assert sum(stainer.sizes) == 5 * 8
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_what_is_read_ahead_ends_with_a_stainer_that_fails(slide_file, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        translate(slide_file, tmp_path, stop_after=3)
+    assert caught.value.__traceback__  # which holds what was under way
+    deadline = time.monotonic() + 10
+    while any(thread.name.startswith("ahead") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("after", [0, 1, 7, 11])
@@ -192,6 +229,14 @@ def damage_file(path, how):
         with path.open("r+b") as file:
             file.seek(size * 2 // 3)
             file.write(b"noise")
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_block_that_is_gone_is_made_again_whatever_was_made_from_it(slide_file, tmp_path, level):
+    whole = translate(slide_file, tmp_path).read_bytes()
+    (tmp_path / "out.ome.tif").unlink()
+    (tmp_path / "w" / "blocks" / f"{level:02d}-000000.block").unlink()
+    assert translate(slide_file, tmp_path).read_bytes() == whole
 
 
 def test_glass_is_not_stained_and_stays_as_it_is(slide_file, tmp_path):

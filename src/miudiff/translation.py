@@ -12,16 +12,22 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from miudiff import __version__
+from miudiff.ahead import begun_ahead
 from miudiff.checkpoints import append_json
 from miudiff.errors import DataError, MiudiffError
 from miudiff.estimate import tell_images
 from miudiff.images import (
     SUFFIXES,
+    Pixels,
     irregular,
     list_images,
     read_comment,
@@ -189,15 +195,21 @@ def translate_files(
     tell_images(stainer, pending, lambda path: _scale(path, mpp, stainer)[0], say)
     work = _Work(stainer, folder, settings, mpp, seed, overwrite, say)
     outcome = Outcome()
-    with announce(folder, settings, [result.name for _, result in pairs]):
-        for number, (path, result) in enumerate(pairs, 1):
-            done = work.translate(path, result)
+    with (
+        announce(folder, settings, [result.name for _, result in pairs]),
+        closing(begun_ahead(work.read, pairs, 2)) as begun,
+    ):
+        for number, ((path, result), read) in enumerate(begun, 1):
+            done = work.translate(path, result, read)
             outcome += done
             if done.written:
                 each = (time.monotonic() - work.began) / len(outcome.written)
                 left = duration(each * (len(pairs) - number))
                 say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left} left")
     return outcome
+
+
+Read = Future[tuple[Pixels, str] | None]  # an image and its source's digest; nothing where it is not wanted
 
 
 class _Work:
@@ -217,7 +229,11 @@ class _Work:
         self.mpp, self.seed, self.overwrite, self.say = mpp, seed, overwrite, say
         self.began, self._began_at = time.monotonic(), time.time()
 
-    def translate(self, path: Path, result: Path) -> Outcome:
+    def read(self, pair: tuple[Path, Path]) -> tuple[Pixels, str] | None:
+        """The image of a source that is to be translated, and its digest; for a thread that goes ahead."""
+        return None if self._is_done(pair[1]) else _read(pair[0])
+
+    def translate(self, path: Path, result: Path, read: Read) -> Outcome:
         """One image, unless its result is there or another process is making it."""
         if self._is_done(result):
             return Outcome(skipped=(result,))
@@ -228,7 +244,7 @@ class _Work:
             if self._is_done(result):  # another process finished it between our look and our lock
                 return Outcome(skipped=(result,))
             remove_parts(result)
-            return self._translate(path, result)
+            return self._translate(path, result, read)
 
     def _is_done(self, result: Path) -> bool:
         """Whether the result is there; what this command is to overwrite is there once a process that shares it has made it."""
@@ -238,14 +254,13 @@ class _Work:
             return False
         return not self.overwrite or made > self._began_at
 
-    def _translate(self, path: Path, result: Path) -> Outcome:
+    def _translate(self, path: Path, result: Path, read: Read) -> Outcome:
         try:
-            pixels = read_image(path)
+            pixels, digest = read.result() or _read(path)
             if result.suffix.lower() not in SUFFIXES:
                 raise DataError(
                     f"{result}: cannot be written, expected one of {', '.join(SUFFIXES)}; name the target"
                 )
-            digest = source_digest(path)
             scale, told = _scale(path, self.mpp, self.stainer)
             rows, columns = self.stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
             self.say(
@@ -267,6 +282,10 @@ class _Work:
         return Outcome(written=(result,))
 
 
+def _read(path: Path) -> tuple[Pixels, str]:
+    return read_image(path), source_digest(path)
+
+
 def _check_writable(folder: Path) -> None:
     """Tell a folder that cannot be written before minutes are spent on what should lie in it."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -283,12 +302,20 @@ class _Steps:
 
     def __init__(self, total: int, progress: Progress) -> None:
         self.total, self.progress = total, progress
-        self.log: list[tuple[int, float, float | None]] = []
+        self._seen: list[tuple[int, Tensor | None, float | None]] = []
 
     def __call__(self, report: StepReport) -> None:
-        self.progress(len(self.log), self.total)
-        ratio = 0.0 if report.ratio is None else float(report.ratio.mean())
-        self.log.append((report.time, float(f"{ratio:.3g}"), report.loss))
+        self.progress(len(self._seen), self.total)
+        ratio = None if report.ratio is None else report.ratio.mean()
+        self._seen.append((report.time, ratio, report.loss))
+
+    @property
+    def log(self) -> list[tuple[int, float, float | None]]:
+        """The numbers, fetched from the device at the end: in a step each would be waited for."""
+        return [
+            (time, 0.0 if ratio is None else float(f"{float(ratio):.3g}"), loss)
+            for time, ratio, loss in self._seen
+        ]
 
 
 def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[float | None, str]:

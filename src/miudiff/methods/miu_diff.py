@@ -160,7 +160,7 @@ class MIUDiff:
         shift = self._shift(transition, y, source, index, keys)
         if self.reverse.watch:
             # From the shift itself: as a difference of means a small one would drown in their rounding.
-            size = torch.zeros(len(y)) if shift is None else shift.flatten(1).square().mean(1).sqrt()
+            size = y.new_zeros(len(y)) if shift is None else shift.flatten(1).square().mean(1).sqrt()
             noise = transition.std.flatten().mean()
             ratio = size / noise.where(noise > 0, torch.inf)
             self.reverse.report(y, index, ratio, None if losses is None else float(losses.mean()))

@@ -55,15 +55,8 @@ class Encoder:
 
     def missing(self) -> list[int]:
         """The blocks of level 0 that have to be made for the pyramid to be whole."""
-        top = len(self.store.layout.levels) - 1
-        return sorted(set().union(*(self._lacking(top, row) for row in range(self.store.layout.rows(top)))))
-
-    def _lacking(self, level: int, row: int) -> set[int]:
-        if self._has(level, row):
-            return set()
-        if level == 0:
-            return {row}
-        return set().union(*(self._lacking(level - 1, below) for below in self._below(level, row)))
+        # All are looked for: a coarser block may be there without those that it was made from.
+        return [row for row in range(self.store.layout.rows(0)) if not self._has(0, row)]
 
     def _below(self, level: int, row: int) -> list[int]:
         """The blocks of the finer level under a block."""

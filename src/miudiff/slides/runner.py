@@ -13,15 +13,15 @@ import shutil
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from miudiff.ahead import begun_ahead
 from miudiff.errors import DataError, SlideError
 from miudiff.images import Pixels, atomic
 from miudiff.noise import NoiseKey
@@ -73,42 +73,27 @@ class Here:
         self.staining, self.key = staining, key
 
     def __call__(self, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
+        batch = self.staining.batch
+        ahead = READ_AHEAD + (2 * batch // GROUP if batch > 1 else 0)
         begun: deque[tuple[int, list[Rectangle]]] = (
             deque()
-        )  # of groups: how many windows, and what is bad in them
+        )  # groups: how many windows, and what is bad in them
 
-        def windows(read: Iterable[tuple[Group, list[Pixels], list[Rectangle]]]) -> Iterator[Keyed]:
-            for group, he, bad in read:
+        def windows(read: Iterable[tuple[Group, Future[Result]]]) -> Iterator[Keyed]:
+            for group, future in read:
+                he, bad = future.result()
                 begun.append((len(group), bad))
                 for pixels, at in zip(he, group, strict=True):
                     yield pixels, self.key.at(at.left, at.top)
 
         stained: list[Pixels] = []
-        with contextlib.closing(self._read(sight, groups)) as read:
+        reading = begun_ahead(sight.windows, groups, ahead, min(READERS, ahead - 1))
+        with contextlib.closing(reading) as read:
             for ihc in self.staining.stream(windows(read)):
                 stained.append(ihc)
                 if len(stained) == begun[0][0]:
                     yield stained, begun.popleft()[1]
                     stained = []
-
-    def _read(
-        self, sight: Sight, groups: Iterable[Group]
-    ) -> Generator[tuple[Group, list[Pixels], list[Rectangle]], None, None]:
-        """Each group with the H&E of its windows, and what of it could not be read; the next groups are read meanwhile."""
-        queue: deque[tuple[Group, Future[Result]]] = deque()
-        upcoming, batch = iter(groups), self.staining.batch
-        ahead = READ_AHEAD + (2 * batch // GROUP if batch > 1 else 0)
-        with ThreadPoolExecutor(min(READERS, ahead - 1), "read") as pool:
-            try:
-                while True:
-                    for group in islice(upcoming, ahead - len(queue)):
-                        queue.append((group, pool.submit(sight.windows, group)))
-                    if not queue:
-                        return
-                    group, future = queue.popleft()
-                    yield group, *future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
 
 
 class RowStore:
