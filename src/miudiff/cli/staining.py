@@ -139,7 +139,7 @@ def translate(
         precision: bf16 where it is faster (auto), or as asked.
         glass: Empty glass stays as it is (keep), or is translated like tissue (stain).
         mode: Tiles are stained apart and blended, or agree after every step of the reverse walk (fuse), without refinement.
-        batch_size: Tiles that the network is given at once: 1 on a processor, 8 on an accelerator; halved where memory is short.
+        batch_size: Tiles that the network is given at once: 1 on a processor, as many as half of a GPU's free memory holds, up to 64; halved where memory is short.
         overwrite: Make results again that are there.
     """
     from miudiff.result_folder import NOTICE
