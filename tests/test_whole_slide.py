@@ -325,16 +325,16 @@ def test_fused_windows_are_stained_too(model, slide, tmp_path):
 
 
 def test_a_vanished_slide_is_told_and_what_was_done_is_kept(model, slide, tmp_path, capsys, monkeypatch):
-    whole = VirtualStainer.stain
+    whole = VirtualStainer._translate
     calls = []
 
-    def vanish(self, pieces, keys):
+    def vanish(self, he, keys):
         calls.append(1)
         if len(calls) == 2:
             slide.rename(tmp_path / "away.tif")
-        return whole(self, pieces, keys)
+        return whole(self, he, keys)
 
-    monkeypatch.setattr(VirtualStainer, "stain", vanish)
+    monkeypatch.setattr(VirtualStainer, "_translate", vanish)
     monkeypatch.setattr("miudiff.slides.runner.GROUP", 2)
     line = mistake(capsys, model, slide, tmp_path / "out")
     assert "vanished" in line

@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from miudiff.slides.frame import Frame
 from miudiff.slides.ome_tiff import assemble
 from miudiff.slides.pyramid import BlockStore, Layout, halve, write_strip
 from miudiff.slides.reader import open_slide
-from miudiff.slides.runner import Here, Runner
+from miudiff.slides.runner import Here, Keyed, Runner
 from miudiff.slides.sight import Sight
 
 MPP, TILE = 0.25, 512
@@ -35,9 +35,11 @@ MPP, TILE = 0.25, 512
 class Same:
     """A stainer that costs nothing."""
 
-    def stain(self, pieces: list[Pixels], keys: list[NoiseKey]) -> list[Pixels]:
-        """The pieces themselves."""
-        return pieces
+    batch = 1
+
+    def stream(self, windows: Iterable[Keyed]) -> Iterator[Pixels]:
+        """The windows themselves."""
+        return (pixels for pixels, _ in windows)
 
 
 def section(side: int) -> Pixels:
