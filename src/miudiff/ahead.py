@@ -31,4 +31,5 @@ def begun_ahead(
                     return
                 yield queue.popleft()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for _, made in queue:  # what was given is made to its end
+                made.cancel()
