@@ -72,7 +72,7 @@ METHODS = {
 def on_device(monkeypatch):
     """Moves a method's networks to the device; noise is there by itself, as `test_noise` and `test_gpu` see to."""
     monkeypatch.setattr(
-        noise_module, "to_device", lambda tensor, device: torch.empty(tensor.shape, device=device)
+        noise_module, "upload", lambda tensor, device: torch.empty(tensor.shape, device=device)
     )
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no `meta`
 
