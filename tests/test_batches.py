@@ -122,7 +122,7 @@ def as_on_cuda(monkeypatch):
         monkeypatch.setattr("miudiff.methods.batches.peak_memory", peak)
         monkeypatch.setattr("miudiff.methods.batches.free_memory", lambda device: free)
         stainer = VirtualStainer(
-            tiny_model(), preset("tuned", ("reverse.start=60", "reverse.steps=5")), CPU, batch=batch or 1
+            tiny_model(), preset("fast", ("reverse.start=60", "reverse.steps=5")), CPU, batch=batch or 1
         )
         stainer._batches._count = batch
         return stainer, tried
@@ -154,7 +154,7 @@ def test_a_batch_that_is_given_is_taken(as_on_cuda):
 
 def test_an_images_tiles_share_batches_and_are_the_same_within_rounding():
     image = np.round(170 + 60 * np.sin(np.arange(150 * 130 * 3).reshape(150, 130, 3) / 99)).astype(np.uint8)
-    config, sizes = preset("tuned", ("reverse.start=60", "reverse.steps=2")), []
+    config, sizes = preset("fast", ("reverse.start=60", "reverse.steps=2")), []
     one, many = (VirtualStainer(tiny_model(), config, CPU, glass="stain", batch=b) for b in (1, 4))
     translate = many.method.translate
     many.method.translate = lambda he, keys: sizes.append(len(he)) or translate(he, keys)

@@ -29,7 +29,7 @@ def stainer(*changes, batch=4, precision="auto"):
     model = tiny_model()
     for part in (model.score, model.estimator):
         part.to(placement.device)
-    return VirtualStainer(model, preset("tuned", (*QUICK, *changes)), placement, glass="stain", batch=batch)
+    return VirtualStainer(model, preset("fast", (*QUICK, *changes)), placement, glass="stain", batch=batch)
 
 
 def tissue(height, width):
@@ -48,7 +48,7 @@ def never_wait():
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize(
-    "changes", [(), FULL, ("reverse.solver=dpmpp_2m_sde",)], ids=["tuned", "full", "second"]
+    "changes", [(), FULL, ("reverse.solver=dpmpp_2m_sde",)], ids=["fast", "full", "second"]
 )
 def test_no_step_of_a_guided_walk_waits_for_the_device(changes, graphs, never_wait):
     here = stainer(*changes)

@@ -114,7 +114,7 @@ def test_weights_that_move_are_recorded_anew():
 def test_a_refined_copy_does_not_go_through_the_models_graphs():
     stainer = VirtualStainer(
         tiny_model(),
-        preset("tuned", ("reverse.start=40", "reverse.steps=4", "refinement.loss=l2", "refinement.start=20")),
+        preset("fast", ("reverse.start=40", "reverse.steps=4", "refinement.loss=l2", "refinement.start=20")),
         CPU,
     )
     assert 0 < stainer.method.refined_steps < 4

@@ -178,17 +178,17 @@ def test_a_preview_that_goes_on_on_a_slower_machine_is_the_same(
 ):
     machine(5)
     assert run(model, slide, tmp_path / "whole", "--preview") == 0
-    whole, calls = VirtualStainer.stain, []
+    whole, calls = VirtualStainer._translate, []
 
-    def stop(self, pieces, keys):
+    def stop(self, he, keys):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return whole(self, pieces, keys)
+        return whole(self, he, keys)
 
     with monkeypatch.context() as patch:
         patch.setattr("miudiff.slides.runner.GROUP", 1)
-        patch.setattr(VirtualStainer, "stain", stop)
+        patch.setattr(VirtualStainer, "_translate", stop)
         assert run(model, slide, tmp_path / "cut", "--preview") == 130
     machine(2)
     capsys.readouterr()

@@ -43,11 +43,11 @@ class Copies(TorchDispatchMode):
 
 def guided(critic, *changes):
     changes = ("reverse.start=60", "reverse.steps=4", "reverse.tone=false", *changes)
-    return MIUDiff(tiny_score(), tiny_estimator(critic), preset("tuned", changes), CPU)
+    return MIUDiff(tiny_score(), tiny_estimator(critic), preset("fast", changes), CPU)
 
 
 METHODS = {
-    "tuned": lambda: guided("separable"),
+    "fast": lambda: guided("separable"),
     "joint critic": lambda: guided("joint"),
     "Eq. 2": lambda: guided(
         "separable",
