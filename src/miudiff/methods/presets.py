@@ -19,19 +19,14 @@ _FOUND: dict[str, Any] = {
     "guidance": {"normalise": "unit_rms", "source_noise": "clean"},
     "energy": {"guidance": "shared"},
 }
-# Ten evaluations of second order, between the SDE and the ODE; no refinement, which takes longer than they do and moves little.
+# Ten evaluations; a larger share of fewer, larger steps moves the picture as far as sixty smaller ones do. No refinement, which takes
+# longer than the ten steps and moves no measure by more than a hundredth.
 FAST = parse(
     MIUDiffConfig,
     {
         **_FOUND,
-        "reverse": {
-            **_FOUND["reverse"],
-            "steps": 10,
-            "solver": "dpmpp_2m_sde",
-            "noise": 0.5,
-            "spacing": "log_snr",
-        },
-        "guidance": {**_FOUND["guidance"], "scale": 0.2},
+        "reverse": {**_FOUND["reverse"], "steps": 10},
+        "guidance": {**_FOUND["guidance"], "scale": 0.16},
         "refinement": {"loss": "none"},
     },
     "preset fast",
