@@ -369,7 +369,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(tmp_path, capsys):
         (["table1", "--data", f"set={root}", "--out", tmp_path / "file"], "cannot be written"),
         (["table1", *usual, "--budget", "huge"], "huge"),
         (["table1", *tiny, "--only", "GAN"], "no such row"),
-        (["table2", *tiny, "--only", "CUT"], "no such row, expected one of MIU-Diff, paper"),
+        (["table2", *tiny, "--only", "CUT"], "no such row, expected one of MIU-Diff, fast"),
         (["table1", *tiny, "--mpp", "sett=0.5"], "no dataset of this name"),
         (["table1", *tiny, "--split", "mine"], "mine"),
         (["table1", *tiny, "--split", "all"], "set has no model; give --model set=FOLDER"),

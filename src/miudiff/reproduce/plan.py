@@ -116,7 +116,7 @@ def _training_cost(config: RunConfig, placement: Placement) -> tuple[float, floa
         "key": torch.zeros(1, dtype=torch.int64),
         "marker": torch.zeros(1, dtype=torch.int64),
     }
-    batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+    batch = {name: value.to(accelerator.device) for name, value in learner.draw(batch).items()}
     learner.step(batch, 0)  # the first is slower
     seconds = _timed(lambda: learner.step(batch, 1), placement)
     weights = sum(
