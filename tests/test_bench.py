@@ -33,7 +33,7 @@ def test_a_budget_ends_the_pairs_but_not_before_three():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ((), 10),
+        ((), 8),
         (("reverse.steps=6",), 6),
         (("reverse.start=30", "refinement.start=20", "refinement.loss=contrastive", "reverse.steps=30"), 50),
     ],
@@ -94,7 +94,7 @@ def test_every_part_is_in_the_file_and_in_the_table(monkeypatch, tmp_path):
     ):
         assert key in stored
     assert stored == json.loads(json.dumps(found))
-    assert stored["network_evaluations_per_tile"] == 10
+    assert stored["network_evaluations_per_tile"] == 8
     assert 0 < stored["share_outside_network"] < 1
     kinds = {(row["method"], row["preset"]) for row in stored["methods"]}
     assert {("miu-diff", "paper"), ("sdedit", "official"), ("egsde", "official"), ("cut", "-")} <= kinds

@@ -72,6 +72,12 @@ def test_a_window_takes_the_time_of_its_steps(clock, batch):
     assert slow.reverse.watch is None
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_walk_of_few_steps_takes_the_time_of_its_steps(clock, steps):
+    slow = slowed(stainer(f"reverse.steps={steps}"), clock)
+    assert estimate.seconds_per_window(slow, (64, 64), 1) == pytest.approx(steps * 0.5)
+
+
 def test_refined_steps_are_counted_at_their_own_price(clock, monkeypatch):
     refining = slowed(stainer("refinement.loss=pixels", "refinement.start=150"), clock)
     refined = refining.method.refined_steps

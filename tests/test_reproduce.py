@@ -186,7 +186,7 @@ def test_rows_are_chosen_by_name_and_an_unknown_name_is_told():
 
 def test_a_budget_of_more_steps_does_not_lengthen_a_presets_walk():
     fast = next(row for row in rows_of("table2", "fast", 200) if row.name == "MIU-Diff, fast")
-    assert fast.config.reverse.steps == 10
+    assert fast.config.reverse.steps == 8
 
 
 def test_the_paper_reports_its_own_system_first_in_hist_and_iod():

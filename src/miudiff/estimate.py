@@ -190,10 +190,10 @@ def _seconds_of_a_step(stainer: VirtualStainer, piece: Pixels, batch: int) -> fl
     stainer.reverse.watch = watch
     try:
         stainer.stain([piece] * batch, [NoiseKey(0)] * batch)
-        times.append(time.monotonic())
     except _Enough:
         pass
     finally:
         stainer.reverse.watch = None
     done = min(batch, stainer.at_once)  # halved where memory did not suffice
-    return (times[-1] - times[1]) / (len(times) - 2) / done
+    first = 1 if len(times) > 2 else 0  # from one report to the next it is a step, whenever in its step a method reports
+    return (times[-1] - times[first]) / (len(times) - 1 - first) / done

@@ -58,8 +58,17 @@ def peak_memory(placement: Placement) -> int:
     """MiB: the card's since `forget_peak`, or this process's since it began."""
     if placement.device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(placement.device) / 2**20)
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, KiB here
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    return peak_of_process()
+
+
+def peak_of_process() -> int:
+    """MiB that this process has held at most. On Linux `ru_maxrss` would count the process that started it, too."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.split("VmHWM:")[1].split()[0]) / 2**10)
+    except (OSError, IndexError):
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, KiB elsewhere
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 def forget_peak(placement: Placement) -> None:

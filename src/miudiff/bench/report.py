@@ -31,7 +31,8 @@ class Extent(NamedTuple):
     side: int  # of the slide, in pixels
 
 
-QUICK = Extent(pairs=15, budget=4, batches=(1,), steps=8, side=3072)
+QUICK = Extent(pairs=15, budget=2, batches=(1,), steps=8, side=3072)
+DIFFUSERS_STEPS = 5
 FULL = Extent(pairs=15, budget=900, batches=(1, 8), steps=40, side=8192)
 
 
@@ -113,10 +114,12 @@ def _parts(
     outside = {"share_outside_network": round(share, 4), "tile": pairs.as_dict("network", "whole")}
     yield "a tile of the default preset", outside
     beside = {
-        name: network.beside_diffusers(model, 10, placement, clock, same).as_dict("diffusers", "miudiff")
+        name: network.beside_diffusers(model, DIFFUSERS_STEPS, placement, clock, same).as_dict(
+            "diffusers", "miudiff"
+        )
         for name, same in (("diffusers in fp32", False), ("diffusers in the same precision", True))
     }
-    yield "diffusers' loop, ten steps", {"diffusers_loop": beside}
+    yield f"diffusers' loop, {DIFFUSERS_STEPS} steps", {"diffusers_loop": beside}
     costs = list(methods.costs(model, placement))
     usual = next(cost for cost in costs if (cost.method, cost.preset) == methods.DEFAULT)
     yield (

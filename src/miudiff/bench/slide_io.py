@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from miudiff.bench.machine import peak_of_process
 from miudiff.images import Pixels
 from miudiff.noise import NoiseKey
 from miudiff.slides.blocks import Encoder
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
             {
                 "wall_seconds": round(time.perf_counter() - began, 2),
                 "processor_seconds": round(processor, 2),
-                "peak_mib": round(after.ru_maxrss / 1024),
+                "peak_mib": peak_of_process(),
             }
         )
     )

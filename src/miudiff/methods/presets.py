@@ -19,14 +19,14 @@ _FOUND: dict[str, Any] = {
     "guidance": {"normalise": "unit_rms", "source_noise": "clean"},
     "energy": {"guidance": "shared"},
 }
-# Ten evaluations; a larger share of fewer, larger steps moves the picture as far as sixty smaller ones do. No refinement, which takes
-# longer than the ten steps and moves no measure by more than a hundredth.
+# Eight evaluations; a larger share of fewer steps' noise moves the picture as far as sixty steps do. No refinement, which takes longer
+# than the eight steps and moves no measure by more than a hundredth.
 FAST = parse(
     MIUDiffConfig,
     {
         **_FOUND,
-        "reverse": {**_FOUND["reverse"], "steps": 10},
-        "guidance": {**_FOUND["guidance"], "scale": 0.16},
+        "reverse": {**_FOUND["reverse"], "steps": 8},
+        "guidance": {**_FOUND["guidance"], "scale": 0.18},
         "refinement": {"loss": "none"},
     },
     "preset fast",
