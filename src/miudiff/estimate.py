@@ -195,5 +195,6 @@ def _seconds_of_a_step(stainer: VirtualStainer, piece: Pixels, batch: int) -> fl
     finally:
         stainer.reverse.watch = None
     done = min(batch, stainer.at_once)  # halved where memory did not suffice
-    first = 1 if len(times) > 2 else 0  # from one report to the next it is a step, whenever in its step a method reports
+    # From one report to the next it is a step, whenever in its step a method reports.
+    first = 1 if len(times) > 2 else 0
     return (times[-1] - times[first]) / (len(times) - 1 - first) / done

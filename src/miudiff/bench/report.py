@@ -90,26 +90,12 @@ def _parts(
     peaks = machine.matrix_peak(placement, clock)
     yield "matrix products", {"matrix_peak_tflops": peaks}
     models = {
-        model.card.name: (model, configure("miu-diff")),
+        model.card.name: (model, configure(*methods.DEFAULT)),
         "97.5M": (network.paper_model(placement), PAPER),
     }
-    guided: dict[str, Any] = {}
-    shares: dict[str, Any] = {}
-    for name, (one, config) in models.items():
-        for batch in extent.batches:
-            pairs = network.guided_over_plain(one, config, batch, placement, clock)  # type: ignore[arg-type]
-            guided[f"{name} batch {batch}"] = pairs.as_dict("plain", "guided")
-        score, batch = one.for_marker(next(iter(one.card.markers), None)), max(extent.batches)
-        seconds = clock.seconds(network.evaluation(score, batch, placement))
-        reached = network.flops(score, batch, placement) / seconds / 1e12
-        shares[f"{name} batch {batch}"] = {
-            "parameters": parameter_count(score),
-            "seconds": round(seconds, 5),
-            "tflops": round(reached, 3),
-            "share_of_matrix_peak": round(reached / peaks[placement.precision], 3),
-        }
-    yield "guided step over plain step", {"guided_step_ratio": guided}
-    yield "network", {"network": shares}
+    yield "guided step over plain step", {"guided_step_ratio": _guided(models, placement, extent, clock)}
+    reached = _network(models, placement, max(extent.batches), peaks[placement.precision], clock)
+    yield "network", {"network": reached}
     share, pairs = methods.share_outside_network(model, placement, clock)
     outside = {"share_outside_network": round(share, 4), "tile": pairs.as_dict("network", "whole")}
     yield "a tile of the default preset", outside
@@ -120,24 +106,59 @@ def _parts(
         for name, same in (("diffusers in fp32", False), ("diffusers in the same precision", True))
     }
     yield f"diffusers' loop, {DIFFUSERS_STEPS} steps", {"diffusers_loop": beside}
-    costs = list(methods.costs(model, placement))
-    usual = next(cost for cost in costs if (cost.method, cost.preset) == methods.DEFAULT)
-    yield (
-        "methods and presets",
-        {
-            "network_evaluations_per_tile": usual.evaluations,
-            "seconds_per_mm2": usual.as_dict()["seconds_per_mm2"],
-            "methods": [cost.as_dict() for cost in costs],
-        },
-    )
+    yield "methods and presets", _costs(model, placement)
     yield "bf16 in finished images", {"precision": methods.precision(model, device)}
     with tempfile.TemporaryDirectory() as folder:
         yield "slide input and output", {"slide_io": slide_io.beside_libvips(Path(folder), extent.side)}
-    trained = {"shipped": training.throughput(training.SHIPPED, extent.steps, placement, clock)}
+    yield "training", _training(placement, extent.steps, clock)
+
+
+Models = dict[str, tuple[Model, Any]]  # with the settings that each is timed with
+
+
+def _guided(models: Models, placement: Placement, extent: Extent, clock: Clock) -> dict[str, Any]:
+    return {
+        f"{name} batch {batch}": network.guided_over_plain(model, config, batch, placement, clock).as_dict(
+            "plain", "guided"
+        )
+        for name, (model, config) in models.items()
+        for batch in extent.batches
+    }
+
+
+def _network(models: Models, placement: Placement, batch: int, peak: float, clock: Clock) -> dict[str, Any]:
+    """How much of the device's peak each network reaches."""
+    found = {}
+    for name, (model, _) in models.items():
+        score = model.for_marker(next(iter(model.card.markers), None))
+        seconds = clock.seconds(network.evaluation(score, batch, placement))
+        reached = network.flops(score, batch, placement) / seconds / 1e12
+        found[f"{name} batch {batch}"] = {
+            "parameters": parameter_count(score),
+            "seconds": round(seconds, 5),
+            "tflops": round(reached, 3),
+            "share_of_matrix_peak": round(reached / peak, 3),
+        }
+    return found
+
+
+def _costs(model: Model, placement: Placement) -> dict[str, Any]:
+    costs = list(methods.costs(model, placement))
+    usual = next(cost for cost in costs if (cost.method, cost.preset) == methods.DEFAULT)
+    return {
+        "network_evaluations_per_tile": usual.evaluations,
+        "seconds_per_mm2": usual.as_dict()["seconds_per_mm2"],
+        "methods": [cost.as_dict() for cost in costs],
+    }
+
+
+def _training(placement: Placement, steps: int, clock: Clock) -> dict[str, Any]:
+    """The network that ships; on an accelerator the paper's, too."""
+    trained = {"shipped": training.throughput(training.SHIPPED, steps, placement, clock)}
     if placement.device.type == "cuda":
-        trained["97.5M"] = training.throughput(training.PAPER, extent.steps, placement, clock)
+        trained["97.5M"] = training.throughput(training.PAPER, steps, placement, clock)
     ratio = trained["shipped"]["training_ratio_to_eager_fp32"]
-    yield "training", {"training_ratio_to_eager_fp32": ratio, "training": trained}
+    return {"training_ratio_to_eager_fp32": ratio, "training": trained}
 
 
 def _tell(key: str, value: Any, say: Say, depth: int = 1) -> None:
