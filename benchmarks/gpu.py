@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --data FOLDER_WITH_ihc --slide slide.svs --out results [--minutes 8] [--resume results]
 
 The tests marked `gpu`, the bench and the slide each have a share of the time; what is left trains a network on the images of the recipe
-that ships. It comes back in float16, in parts of 15 MB (`unet.00`, `unet.01`, ...), with a page of samples; `--resume` begins with the
+that ships, at 0.5 µm per pixel. It comes back in float16, in parts of 15 MB (`unet.00`, `unet.01`, ...), with a page of samples; `--resume` begins with the
 parts of an earlier run. The table is printed last, and lies in `table.md`. `--device cpu` tries the script on a machine without a GPU.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def tests(seconds: float) -> None:
     status, output, took = command(
         ["-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"], seconds
     )
-    lines = [line for line in output.splitlines() if "passed" in line or "failed" in line or "error" in line]
+    lines = [line for line in output.splitlines() if re.search(r"\d+ (passed|failed|skipped|error)", line)]
     last = lines[-1].strip("= ") if lines else f"exit status {status}"
     told("tests marked gpu", "out of time" if status is None else f"{last} ({took:.0f} s)")
 
@@ -106,7 +107,15 @@ def slide(source: Path, out: Path, device: str, seconds: float) -> None:
 def training(arguments: argparse.Namespace, began: float) -> None:
     """A short training tells how many steps fit the time; then that many, begun with the earlier weights if there are any."""
     out, network = arguments.out, json.loads(arguments.network)
-    words = ["-m", "miudiff", "train", arguments.recipe, f"data.root={arguments.data}", "data.size=128"]
+    words = [
+        "-m",
+        "miudiff",
+        "train",
+        arguments.recipe,
+        f"data.root={arguments.data}",
+        "data.size=128",
+        "data.mpp=0.5",
+    ]
     words += [f"batch_size={arguments.batch}", f"device={arguments.device}", "score.ema=0.999"]
     classes = {"markers": 2}  # of the recipe's stains
     words += [f"score.network={json.dumps(network | classes)}"]
