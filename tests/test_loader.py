@@ -1,6 +1,7 @@
 """The loader: one run's batches, however many processes read them; what was read ahead is shared."""
 
 from functools import partial
+from multiprocessing import active_children
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from miudiff.images import write_image
 from miudiff.information.learner import MIConfig, draw_pairs
 from miudiff.noise import NoiseKey
 from miudiff.training import loader
-from miudiff.training.loader import Share, batches, fitting_workers
+from miudiff.training.loader import Share, batches, fitting_workers, reading
 
 
 @pytest.fixture
@@ -55,6 +56,20 @@ def test_batches_are_the_same_however_many_processes_read_them(tiles, task):
         for batch, other in zip(alone, read(tiles, DRAWS[task], workers), strict=True):
             assert batch.keys() == other.keys()
             assert all(torch.equal(batch[name], other[name]) for name in batch)
+
+
+def fail_while_reading(loader):
+    with reading(loader) as found:
+        next(found)
+        assert len(active_children()) == 2
+        raise ValueError("stop")
+
+
+def test_an_error_leaves_no_process_that_reads(tiles):
+    """One that is left ignores SIGTERM, and the interpreter's end would wait for it for ever."""
+    with pytest.raises(ValueError, match="stop"):  # its traceback holds the batches
+        fail_while_reading(batches(tiles, ALL, collate, DRAWS["score"], 2, pinned=False))
+    assert active_children() == []
 
 
 def test_what_is_drawn_belongs_to_the_image_and_not_to_its_batch(tiles):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -201,3 +202,4 @@ def test_a_bad_file_met_by_a_process_that_reads_tiles_is_told_in_one_line(tmp_pa
     (tmp_path / "ihc" / "new\nline.png").write_text("no image")
     line = refused("train", path, "workers=1")
     assert line.startswith(rf"miudiff: {tmp_path / 'ihc'}/new\nline.png: is not an image")
+    assert active_children() == []  # the command ends, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -90,6 +91,21 @@ def _stay_until_told(_: int) -> None:
     """Ctrl-C reaches every process of a terminal; the one that trains finishes its step first, and then ends these."""
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def reading(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """The loader's batches; afterwards no process of it is left.
+
+    Processes that ignore SIGTERM cannot be left to the interpreter's end, which sends it and waits for them; and what an error's
+    traceback holds is not given up by itself.
+    """
+    found = iter(loader)
+    try:
+        yield found
+    finally:
+        if stop := getattr(found, "_shutdown_workers", None):  # torch has no public word for it
+            stop()
 
 
 def fitting_workers(device: torch.device, batch_bytes: int) -> int:

@@ -32,7 +32,7 @@ from miudiff.errors import ConfigError, DeviceError, MiudiffError, NonFiniteErro
 from miudiff.images import write_bytes
 from miudiff.progress import duration, speed
 from miudiff.training.learner import Learner, Tensors
-from miudiff.training.loader import Collate, Share, batches
+from miudiff.training.loader import Collate, Share, batches, reading
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def train(
     def names(step: int) -> list[str]:
         return collate([tiles[item] for item in share.items(step)])[1]
 
-    with _Interrupt() as interrupt, _others(world), _finite(accelerator, names):
-        found = iter(loader)
+    with _Interrupt() as interrupt, _others(world), _finite(accelerator, names), reading(loader) as found:
         while step < config.steps:
             batch, unread = _next(found)
             if failures := _failures(accelerator, unread):
