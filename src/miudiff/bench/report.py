@@ -48,10 +48,11 @@ def bench(
 
     Args:
         quick: Fewer repetitions, smaller sizes: under two minutes on two cores.
-        json: Also write everything there.
+        json: Also write everything there, after each measurement.
 
     Raises:
         ConfigError: A model of a method that takes one pass.
+        DataError: The file cannot be written.
     """
     placement = place(device, precision)
     loaded = load_any(model, placement)
@@ -67,9 +68,11 @@ def bench(
     }
     for key, value in found["machine"].items():
         say(f"{key:12} {value}")
+    _keep(found, json)  # what cannot be written is told before minutes are spent
     began = time.monotonic()
     for name, part in _parts(loaded, placement, extent, device):
         found |= part
+        _keep(found, json)
         say(f"{name} ({time.monotonic() - began:.0f} s)")
         for key, value in part.items():
             _tell(key, value, say)
@@ -77,9 +80,13 @@ def bench(
     found["seconds"] = round(time.monotonic() - began, 1)
     for line in table(found):
         say(line)
+    _keep(found, json)
+    return found
+
+
+def _keep(found: dict[str, Any], json: Path | None) -> None:
     if json is not None:
         write_json(json, found)
-    return found
 
 
 def _parts(
