@@ -127,9 +127,11 @@ class Download:
 
 
 def wait_for(device: torch.device) -> None:
-    """Let a CUDA device finish what it was given: what is timed else is how long it takes to tell it."""
+    """Let an accelerator finish what it was given: what is timed else is how long it takes to tell it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def peak_memory(device: torch.device, work: Callable[[], object]) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from miudiff import __version__
 from miudiff.bench.timing import Clock
-from miudiff.device import Placement
+from miudiff.device import Placement, cores
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices that are multiplied
 
@@ -25,7 +25,7 @@ def describe(placement: Placement) -> dict[str, object]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "device": str(placement),
@@ -54,8 +54,8 @@ def matrix_peak(placement: Placement, clock: Clock) -> dict[str, float]:
     return peaks
 
 
-def peak_memory(placement: Placement) -> int:
-    """MiB: the card's since `forget_peak`, or this process's since it began."""
+def most_held(placement: Placement) -> int:
+    """MiB: the card's since `forget_most`, or this process's since it began."""
     if placement.device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(placement.device) / 2**20)
     return peak_of_process()
@@ -71,7 +71,7 @@ def peak_of_process() -> int:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def forget_peak(placement: Placement) -> None:
+def forget_most(placement: Placement) -> None:
     """Begin counting the card's peak anew; a process's own cannot be."""
     if placement.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(placement.device)

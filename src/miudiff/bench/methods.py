@@ -11,7 +11,7 @@ import torch
 from miudiff.bench.network import SIDE, evaluation
 from miudiff.bench.timing import Clock, Pairs
 from miudiff.data.twin import at_scale, twin_region
-from miudiff.device import Placement
+from miudiff.device import Placement, place
 from miudiff.diffusion.classifier import ClassifierNetwork, NoisedClassifier
 from miudiff.estimate import seconds_per_window
 from miudiff.evaluation.fidelity import psnr
@@ -93,8 +93,6 @@ def share_outside_network(model: Model, placement: Placement, clock: Clock) -> t
 
 def precision(model: Model, device: str) -> dict[str, float]:
     """PSNR (dB) between finished images of bf16 and fp32 from the same noise, and between two seeds in fp32, for comparison."""
-    from miudiff.device import place
-
     he = at_scale(twin_region("test")[0], model.card.mpp)[:128, :128]
 
     def made(kind: str, seed: int) -> np.ndarray:

@@ -30,6 +30,11 @@ def paper_model(placement: Placement) -> Model:
     return Model(score, estimator, Card(name=f"{parameter_count(score) / 1e6:.1f}M", tile=SIDE))
 
 
+def score_of(model: Model) -> ScoreModel:
+    """The model's network, of its first marker if it has several."""
+    return model.for_marker(next(iter(model.card.markers), None))
+
+
 def tiles(count: int, device: torch.device) -> torch.Tensor:
     """Noise in [-1, 1] in place of H&E, [count, 3, SIDE, SIDE]."""
     draw = torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -40,7 +45,7 @@ def guided_over_plain(
     model: Model, config: MIUDiffConfig, batch: int, placement: Placement, clock: Clock
 ) -> Pairs:
     """A step that the MI energy guides over the same step without it, at `batch` tiles of SIDE x SIDE."""
-    score = model.for_marker(model.card.markers[0] if model.card.markers else None)
+    score = score_of(model)
     none = config.energy.model_copy(update={"guidance": "none"})
     plain = MIUDiff(score, model.estimator, config.model_copy(update={"energy": none}), placement)
     guided = MIUDiff(score, model.estimator, config, placement)
@@ -81,7 +86,7 @@ def beside_diffusers(
     Args:
         same_precision: Theirs runs under the same autocast as ours; else in fp32, as diffusers does unless it is told.
     """
-    score = model.for_marker(model.card.markers[0] if model.card.markers else None)
+    score = score_of(model)
     ours = SDEdit(score, SDEditConfig(start=300, steps=steps), placement)
     he, keys = tiles(1, placement.device), [NoiseKey(0, "bench")]
     scheduler: Any = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02)

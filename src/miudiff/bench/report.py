@@ -31,8 +31,8 @@ class Extent(NamedTuple):
     side: int  # of the slide, in pixels
 
 
+DIFFUSERS_STEPS = 5  # of both loops
 QUICK = Extent(pairs=15, budget=2, batches=(1,), steps=8, side=3072)
-DIFFUSERS_STEPS = 5
 FULL = Extent(pairs=15, budget=900, batches=(1, 8), steps=40, side=8192)
 
 
@@ -76,7 +76,7 @@ def bench(
         say(f"{name} ({time.monotonic() - began:.0f} s)")
         for key, value in part.items():
             _tell(key, value, say)
-    found["peak_memory_mib"] = machine.peak_memory(placement)
+    found["peak_memory_mib"] = machine.most_held(placement)
     found["seconds"] = round(time.monotonic() - began, 1)
     for line in table(found):
         say(line)
@@ -137,7 +137,7 @@ def _network(models: Models, placement: Placement, batch: int, peak: float, cloc
     """How much of the device's peak each network reaches."""
     found = {}
     for name, (model, _) in models.items():
-        score = model.for_marker(next(iter(model.card.markers), None))
+        score = network.score_of(model)
         seconds = clock.seconds(network.evaluation(score, batch, placement))
         reached = network.flops(score, batch, placement) / seconds / 1e12
         found[f"{name} batch {batch}"] = {

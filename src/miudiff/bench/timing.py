@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from miudiff.device import wait_for
+
 Work = Callable[[], object]
 
 
@@ -54,10 +56,10 @@ class Clock:
 
     def once(self, work: Work) -> float:
         """Seconds of one call."""
-        self._wait()
+        wait_for(self.device)
         began = time.perf_counter()
         work()
-        self._wait()
+        wait_for(self.device)
         return time.perf_counter() - began
 
     def seconds(self, work: Work) -> float:
@@ -75,9 +77,3 @@ class Clock:
             found.base.append(self.once(base))
             found.other.append(self.once(other))
         return found
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
-from miudiff.bench.machine import forget_peak, peak_memory
+from miudiff.bench.machine import forget_most, most_held
 from miudiff.bench.timing import Clock
 from miudiff.config import parse
 from miudiff.device import Placement
@@ -44,9 +44,9 @@ def throughput(what: dict[str, Any], steps: int, placement: Placement, clock: Cl
         for number in range(4):
             pixels = np.random.default_rng(number).integers(0, 256, (512, 512, 3), np.uint8)
             write_image(root / "ihc" / f"{number}.png", pixels)
-        forget_peak(placement)
+        forget_most(placement)
         ours = _ours(root, what, steps, placement)
-        memory = peak_memory(placement)
+        memory = most_held(placement)
     eager = _eager(what, placement, clock)
     return {
         "training_ratio_to_eager_fp32": round(ours / eager, 3),
