@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from miudiff.evaluation.cells import NUCLEUS, WEAK, cell_labels, positivity
+from miudiff.cells import NUCLEUS, WEAK, cell_labels, positivity
 from miudiff.evaluation.structure import dice
 from miudiff.images import read_image, resize
 from miudiff.stains import background_light, dab_map

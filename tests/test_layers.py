@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent / "src" / "miudiff"
 
 GROUND = {
     "ahead",
+    "cells",
     "errors",
     "config",
     "formats",

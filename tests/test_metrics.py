@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from skimage.data import immunohistochemistry
 
+from miudiff.cells import cell_labels, cell_mask
 from miudiff.errors import DataError
-from miudiff.evaluation.cells import cell_labels, cell_mask
 from miudiff.evaluation.fidelity import (
     correlation,
     histogram,

@@ -8,8 +8,7 @@ from sewar.full_ref import vifp
 from skimage.data import immunohistochemistry
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from miudiff.errors import DataError
-from miudiff.evaluation.cells import (
+from miudiff.cells import (
     cell_labels,
     cell_mask,
     nuclei_of_he,
@@ -17,6 +16,7 @@ from miudiff.evaluation.cells import (
     split_cells,
     tissue_mask,
 )
+from miudiff.errors import DataError
 from miudiff.evaluation.fidelity import histogram_correlation, vif
 from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES, measure
 from miudiff.evaluation.scores import score_images, summarise

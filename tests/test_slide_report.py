@@ -13,8 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from miudiff.cells import WEAK, cell_mask, find_bars
 from miudiff.errors import SlideError
-from miudiff.evaluation.cells import WEAK, cell_mask, find_bars
 from miudiff.images import write_image
 from miudiff.slide_report import measure as measuring
 from miudiff.slide_report.area import Area

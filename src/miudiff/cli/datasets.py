@@ -40,17 +40,24 @@ def check(
 
 
 @data.command
-def twin(source: Path, out: Path, *, antigen: Literal["nuclear", "cytoplasmic"] = "nuclear") -> int:
+def twin(
+    source: Path,
+    out: Path,
+    *,
+    antigen: Literal["nuclear", "cytoplasmic"] = "nuclear",
+    mpp: float | None = None,
+) -> int:
     """Make H&E twins of IHC images: exactly aligned pairs, in OUT/HE and OUT/IHC.
 
     Args:
         source: An IHC image, or a folder of them.
         out: Folder for the pairs.
         antigen: Where DAB lies: nuclear (Ki-67) or cytoplasmic and membranous (HER2).
+        mpp: Micrometres per pixel, by which nuclei are found; without it what each file states, else 0.5.
     """
     from miudiff.data.twin import make_twins
 
-    written, failed = make_twins(source, out, antigen)
+    written, failed = make_twins(source, out, antigen, mpp)
     for message in failed:
         complain(message)
     say(f"{len(written)} pairs in {out}, {len(failed)} failed")

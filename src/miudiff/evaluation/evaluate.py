@@ -19,9 +19,9 @@ from typing import TypeVar
 
 import torch
 
+from miudiff.cells import NUCLEUS
 from miudiff.device import place
 from miudiff.errors import ConfigError, DataError
-from miudiff.evaluation.cells import NUCLEUS
 from miudiff.evaluation.distribution import ENOUGH, frechet_distance, kernel_distance, read_features
 from miudiff.evaluation.encoders import Encoder, load_encoder
 from miudiff.evaluation.folders import Case, Folders, Problem, inspect, match

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from miudiff.evaluation import fidelity, stain, structure
-from miudiff.evaluation.cells import (
+from miudiff.cells import (
     MODERATE,
     STRONG,
     WEAK,
@@ -20,6 +19,7 @@ from miudiff.evaluation.cells import (
     split_cells,
     tissue_mask,
 )
+from miudiff.evaluation import fidelity, stain, structure
 from miudiff.images import Pixels
 
 PAPER_SIDE = 256  # pixels, the size that the paper's networks see

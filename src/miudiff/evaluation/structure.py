@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from miudiff.evaluation.cells import Mask
+from miudiff.cells import Mask
 from miudiff.evaluation.statistics import pearson
 from miudiff.images import Pixels, gradient_map, luma, to_tensor
 from miudiff.stains import rgb_from_hdab, rgb_from_he, separate_stains

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from miudiff import __version__
+from miudiff.cells import NUCLEUS
 from miudiff.checkpoints import read_json, write_json
-from miudiff.evaluation.cells import NUCLEUS
 from miudiff.evaluation.panel import MEASURES
 from miudiff.evaluation.publish import plain
 from miudiff.evaluation.scores import score_images

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from miudiff.cells import Mask
 from miudiff.errors import SlideError
-from miudiff.evaluation.cells import Mask
 from miudiff.formats.scale import is_optical
 from miudiff.slide_report.case import Case
 from miudiff.slide_report.plane import Block, Plane

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from miudiff.evaluation.cells import MODERATE, STRONG, WEAK, Bars, Mask
+from miudiff.cells import MODERATE, STRONG, WEAK, Bars, Mask
 from miudiff.slide_report.area import Area
 from miudiff.slide_report.nuclei import Nuclei, find_nuclei, margin
 from miudiff.slide_report.parts import Parts

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from miudiff.evaluation.cells import MODERATE, STRONG, WEAK, Mask
+from miudiff.cells import MODERATE, STRONG, WEAK, Mask
 from miudiff.evaluation.report import MISSING, data_uri
 from miudiff.images import Pixels, resize
 from miudiff.slide_report.area import Area

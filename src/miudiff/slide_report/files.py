@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from miudiff.evaluation.cells import WEAK
+from miudiff.cells import WEAK
 from miudiff.evaluation.publish import plain
 from miudiff.images import atomic, write_bytes
 from miudiff.slide_report.nuclei import Nuclei

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miudiff.evaluation.cells import Bars, find_bars
+from miudiff.cells import Bars, find_bars
 from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import BINS, Counts, Measured, Sums, measure_block
 from miudiff.slide_report.nuclei import Nuclei, diameter

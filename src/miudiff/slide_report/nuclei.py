@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import find_contours
 
-from miudiff.evaluation.cells import AROUND, CELL, NUCLEUS, Bars, Labels, Mask, cell_mask, split_cells
+from miudiff.cells import AROUND, CELL, NUCLEUS, Bars, Labels, Mask, cell_mask, split_cells
 from miudiff.images import Pixels
 from miudiff.slide_report.plane import Block, Plane
 from miudiff.stains import Floats, dab_map

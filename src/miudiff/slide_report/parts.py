@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from miudiff.evaluation.cells import Mask
+from miudiff.cells import Mask
 from miudiff.slide_report.plane import Block, Plane
 from miudiff.slides.regions import Regions, Ring
 

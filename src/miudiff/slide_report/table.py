@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from miudiff.evaluation.cells import MODERATE, STRONG, WEAK
+from miudiff.cells import MODERATE, STRONG, WEAK
 from miudiff.slide_report.blocks import POSITIVE, Sums
 from miudiff.stains import Floats
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from miudiff.evaluation.cells import NUCLEUS
+from miudiff.cells import NUCLEUS
 from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import POSITIVE
 from miudiff.slide_report.case import Case

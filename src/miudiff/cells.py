@@ -92,10 +92,10 @@ def cell_mask(image: Pixels, diameter: float = CELL, bars: Bars | None = None) -
     brown = dab > (_otsu(dab, DAB_BOUNDS) if bars is None else bars.dab)
     away = _away(brown, diameter)
     if not away.any():
-        return _clean(brown, diameter)
+        return without_specks(brown, diameter)
     above = hematoxylin - _surroundings(hematoxylin, away, AROUND * diameter)
     bar = _otsu(above[away].clip(0)) if bars is None else bars.hematoxylin
-    return _clean(brown | (above > bar), diameter)
+    return without_specks(brown | (above > bar), diameter)
 
 
 def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> Bars:
@@ -129,7 +129,7 @@ def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> B
 def nuclei_of_he(image: Pixels, diameter: float = CELL) -> Mask:
     """Nuclei of a uint8 [H, W, 3] H&E image, bool [H, W]: beyond Otsu in hematoxylin."""
     hematoxylin = _smooth(separate_stains(image, rgb_from_he, _light(image))[..., 0], diameter)
-    return _clean(hematoxylin > _otsu(hematoxylin), diameter)
+    return without_specks(hematoxylin > _otsu(hematoxylin), diameter)
 
 
 def cell_labels(image: Pixels, diameter: float = CELL) -> Labels:
@@ -196,12 +196,13 @@ def _otsu(amount: Floats, bounds: tuple[float, float] = HEMATOXYLIN_BOUNDS) -> f
     return float(np.clip(threshold_otsu(amount), *bounds))
 
 
-def _clean(mask: Mask, diameter: float) -> Mask:
+def without_specks(mask: Mask, diameter: float) -> Mask:
+    """The mask [H, W] without specks and pinholes of less than a quarter of a nucleus' area."""
     speck = np.pi * diameter**2 / 16
-    return ~_without_specks(~_without_specks(mask, speck), speck)
+    return ~_without_small(~_without_small(mask, speck), speck)
 
 
-def _without_specks(mask: Mask, area: float) -> Mask:
+def _without_small(mask: Mask, area: float) -> Mask:
     labels, _ = ndimage.label(mask)
     keep = np.bincount(labels.ravel()) >= area
     keep[0] = False
