@@ -38,7 +38,7 @@ class Measure:
     better: Literal["higher", "lower", "near 0", "near 1", "context"]
 
 
-# The five that no flaw we know of pleases together: stain in its place, in its amount, on this tissue, and sharp.
+# The five of one look: stain in its place, in its amount, on this tissue, and sharp; docs/metrics.md says what fools each.
 FOREMOST = ("dab_dice_real", "dab_r_real", "iod_field_error", "nuclei_dice_source", "sharpness_real")
 # What a screen shows, in its order; every key is in the files.
 HEADLINES = (
