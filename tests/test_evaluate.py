@@ -375,7 +375,9 @@ def test_what_is_measured_at_a_length_needs_the_scale_and_not_the_size_of_a_nucl
     assert printed.index("dab_dice_real") < printed.index("psnr_real")  # in the order of the headlines
     found = read(folders / "o" / "scores.json")["mean"]
     at_a_length = {
-        key for key in found if re.search(r"_\d+um_", key) or key in ("sharpness_real", "dab_r_real", "darkness_dab_r_real")
+        key
+        for key in found
+        if re.search(r"_\d+um_", key) or key in ("sharpness_real", "dab_r_real", "darkness_dab_r_real")
     }
     assert {
         "dab_r_8um_real",
