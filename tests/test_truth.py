@@ -260,6 +260,15 @@ def test_darkness_is_told_the_share_of_the_set_and_not_of_each_field():
     assert swapped == pytest.approx([2 * small / (small + large)] * 2, abs=0.03)
 
 
+def test_darkness_that_knows_nothing_marks_the_true_share_and_meets_it_by_chance():
+    source = grey(np.linspace(40, 170, 400) + np.zeros((200, 1)))
+    real = an_ihc(0.8 * (np.arange(200)[:, None] >= 140) + np.zeros(400), 0.4)  # 30 %, along the other axis
+    for image in (source, real):
+        image[:, :8] = 255
+    found = darkness_scores([look_at_darkness(source, real)])[0]
+    assert found["darkness_dab_dice_real"] == pytest.approx(0.3, abs=0.01)
+
+
 def test_darkness_has_the_reals_tissue_and_no_key_without_an_he(ihc):
     assert not [key for key in score_images([ihc], [ihc], mpp=MPP).mean if key.startswith("darkness")]
     found = score_images([ihc], [ihc], [ihc], mpp=MPP).mean
