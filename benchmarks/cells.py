@@ -1,4 +1,4 @@
-"""How well `evaluation.cells` finds and classes nuclei beside hand-drawn masks.
+"""How well `cells` finds and classes nuclei beside hand-drawn masks.
 
     python benchmarks/cells.py FOLDER [--mpp 0.36] [--shrink 4]
 

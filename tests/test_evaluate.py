@@ -365,6 +365,29 @@ def test_odd_values_in_a_record_say_nothing(folders, capsys):
     assert not capsys.readouterr().err
 
 
+def test_what_is_measured_at_a_length_needs_the_scale_and_not_the_size_of_a_nucleus(folders, capsys):
+    assert evaluate("G", "R", "--source", "S", "--nucleus", "12", "--out", "o") == 0
+    assert "no gradients at 2 um: they need --mpp" in capsys.readouterr().out
+    without = read(folders / "o" / "scores.json")["mean"]
+    assert evaluate("G", "R", "--source", "S", "--mpp", "0.5", "--out", "o") == 0
+    printed = capsys.readouterr().out
+    assert "they need --mpp" not in printed
+    assert printed.index("dab_dice_real") < printed.index("psnr_real")  # in the order of the headlines
+    found = read(folders / "o" / "scores.json")["mean"]
+    at_a_length = {
+        key
+        for key in found
+        if re.search(r"_\d+um_", key) or key in ("sharpness_real", "dab_r_real", "darkness_dab_r_real")
+    }
+    assert {
+        "dab_r_8um_real",
+        "darkness_dab_r_8um_real",
+        "gradient_r_2um_source",
+        "sharpness_real",
+    } <= at_a_length
+    assert set(found) - set(without) == at_a_length
+
+
 def test_a_correlation_over_few_images_is_no_headline(folders, images, capsys):
     assert evaluate("G", "R", "--nucleus", "12", "--out", "o") == 0
     printed = capsys.readouterr().out

@@ -20,6 +20,7 @@ from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
 from miudiff.reproduce.rows import COMPARED, TABLES, chosen, rows_of
 from miudiff.reproduce.scoring import score_once
 from miudiff.reproduce.sources import Source, parse_sources
+from miudiff.reproduce.tables import BASELINE
 from miudiff.reproduce.tables import _cell as cell
 from miudiff.reproduce.training import run_config
 from miudiff.reproduce.translating import Translated
@@ -252,7 +253,7 @@ def test_a_table_is_made_from_nothing_and_made_again_from_what_is_there(tmp_path
     asked = options("table1", bci(tmp_path / "bci"), tmp_path / "out", budget)
     path = reproduce(asked, False, said.append)
     names = [row.name for row in rows_of("table1", "fast", 3)]
-    assert rows_in(path)[2 : 2 + len(names)] == names
+    assert rows_in(path)[2 : 3 + len(names)] == [BASELINE, *names]
     values = json.loads(path.with_suffix(".json").read_text())["cases"]["set"]
     assert all(len(seeds) == 2 for seeds in values.values())
     assert all(math.isfinite(seeds[0]["vif_source"]) for seeds in values.values())

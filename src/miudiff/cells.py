@@ -25,6 +25,7 @@ from miudiff.images import Pixels
 from miudiff.stains import (
     Floats,
     background_light,
+    dab_map,
     optical_density,
     rgb_from_hdab,
     rgb_from_he,
@@ -72,8 +73,21 @@ def tissue_mask(image: Pixels) -> Mask:
 
     The glass may be grey or cream. In a tile without any the palest tissue passes for it.
     """
-    density = optical_density(image, _light(image)).mean(axis=-1)
+    density = optical_density(image, glass_light(image)).mean(axis=-1)
     return np.asarray(ndimage.gaussian_filter(density, 2) > TISSUE)
+
+
+def tissue_of_either(first: Pixels, second: Pixels) -> Mask:
+    """Tissue of one or the other of two uint8 [H, W, 3] of one size, bool [H, W]: where a comparison of both looks.
+
+    Stain on the other picture's glass counts against a picture; what is glass in both does not count at all.
+    """
+    return tissue_mask(first) | tissue_mask(second)
+
+
+def dab_above_glass(image: Pixels) -> Floats:
+    """Density of DAB in uint8 [H, W, 3] above that of its own glass, [H, W], at least 0: what WEAK is a bound of."""
+    return dab_map(image, glass_light(image))
 
 
 def cell_mask(image: Pixels, diameter: float = CELL, bars: Bars | None = None) -> Mask:
@@ -88,12 +102,12 @@ def cell_mask(image: Pixels, diameter: float = CELL, bars: Bars | None = None) -
         diameter: Pixels across a nucleus; a speck or pinhole is less than a quarter of its area.
         bars: Those of `find_bars` for an image that is a part of a section; None finds the image's own.
     """
-    hematoxylin, dab = _amounts(image, _light(image) if bars is None else bars.light, diameter)
+    hematoxylin, dab = _amounts(image, glass_light(image) if bars is None else bars.light, diameter)
     brown = dab > (_otsu(dab, DAB_BOUNDS) if bars is None else bars.dab)
     away = _away(brown, diameter)
     if not away.any():
         return without_specks(brown, diameter)
-    above = hematoxylin - _surroundings(hematoxylin, away, AROUND * diameter)
+    above = hematoxylin - surroundings(hematoxylin, away, AROUND * diameter)
     bar = _otsu(above[away].clip(0)) if bars is None else bars.hematoxylin
     return without_specks(brown | (above > bar), diameter)
 
@@ -120,7 +134,7 @@ def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> B
     above = []
     for (hematoxylin, dab), where in zip(amounts, masks):
         away = _away(dab > dab_bar, diameter)
-        difference = hematoxylin - _surroundings(hematoxylin, away, AROUND * diameter)
+        difference = hematoxylin - surroundings(hematoxylin, away, AROUND * diameter)
         above.append(difference[away & where].clip(0))
     together = np.concatenate(above)
     return Bars(light, dab_bar, _otsu(together) if together.size else HEMATOXYLIN_BOUNDS[1])
@@ -128,7 +142,7 @@ def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> B
 
 def nuclei_of_he(image: Pixels, diameter: float = CELL) -> Mask:
     """Nuclei of a uint8 [H, W, 3] H&E image, bool [H, W]: beyond Otsu in hematoxylin."""
-    hematoxylin = _smooth(separate_stains(image, rgb_from_he, _light(image))[..., 0], diameter)
+    hematoxylin = _smooth(separate_stains(image, rgb_from_he, glass_light(image))[..., 0], diameter)
     return without_specks(hematoxylin > _otsu(hematoxylin), diameter)
 
 
@@ -159,7 +173,7 @@ def positivity(image: Pixels, labels: Labels) -> Positivity:
     cells = int(labels.max())
     if not cells:
         return Positivity(0, float("nan"), float("nan"))
-    dab = np.clip(separate_stains(image, rgb_from_hdab, _light(image))[..., 1], 0, None)
+    dab = dab_above_glass(image)
     means = np.asarray(ndimage.mean(dab, labels, np.arange(1, cells + 1)))
     above = [float((means > bound).mean()) for bound in (WEAK, MODERATE, STRONG)]
     return Positivity(cells, above[0], 100 * sum(above))
@@ -175,7 +189,8 @@ def _away(brown: Mask, diameter: float) -> Mask:
     return ~ndimage.binary_dilation(brown, iterations=max(round(diameter / 8), 1))
 
 
-def _light(image: Pixels) -> Floats:
+def glass_light(image: Pixels) -> Floats:
+    """The light I0 of each colour, [3], of uint8 [H, W, 3]: that of its glass, or of the palest that it has."""
     # Glass is grey in many scans; but what is darker than GLASS is stain, even where all of the tile is.
     return np.maximum(background_light(image), GLASS)
 
@@ -184,12 +199,17 @@ def _smooth(amount: Floats, diameter: float) -> Floats:
     return np.asarray(ndimage.gaussian_filter(np.clip(amount, 0, None), diameter / 16))
 
 
-def _surroundings(amount: Floats, where: Mask, side: float) -> Floats:
-    """Mean over a square of `side` pixels around each pixel, of the pixels of `where` alone."""
+def surroundings(amount: Floats, where: Mask, side: float, beyond: str = "reflect") -> Floats:
+    """Mean over a square of `side` pixels around each pixel, of the pixels of `where` alone, [H, W].
+
+    Args:
+        beyond: What lies outside of the image: SciPy's mode; "constant" takes nothing from there.
+    """
     # A box costs the same for every size; a Gaussian of such a width would take most of the time.
     size = max(round(side), 1)
-    weight = ndimage.uniform_filter(where.astype(np.float64), size)
-    return np.asarray(ndimage.uniform_filter(amount * where, size) / np.maximum(weight, 1e-6))
+    weight = ndimage.uniform_filter(where.astype(np.float64), size, mode=beyond)
+    summed = ndimage.uniform_filter(amount * where, size, mode=beyond)
+    return np.asarray(summed / np.maximum(weight, 1e-6))
 
 
 def _otsu(amount: Floats, bounds: tuple[float, float] = HEMATOXYLIN_BOUNDS) -> float:

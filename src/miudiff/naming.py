@@ -18,6 +18,8 @@ MARKERS |= {
     "panck": "PanCK",
 }
 
+NUCLEAR = ("ki67", "er", "pr", "ar", "p53", "p63", "p40", "ttf1", "pcna", "phh3", "gata3", "foxp3", "sox10")
+
 
 def squeeze(word: str) -> str:
     """A word without its case, spaces and hyphens."""
@@ -39,6 +41,11 @@ def markers_in(name: str) -> set[str]:
 def usual_marker(marker: str) -> str:
     """A marker in its usual spelling, "Ki67" for "KI-67"; one that is not known as it is."""
     return MARKERS.get(squeeze(marker), marker.strip())
+
+
+def is_nuclear(marker: str) -> bool:
+    """Whether a marker is one of nuclei, so that a share of positive nuclei means something."""
+    return squeeze(marker) in NUCLEAR
 
 
 def compile_pattern(pattern: str, what: str = "slide pattern") -> re.Pattern[str]:

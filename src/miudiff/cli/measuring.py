@@ -105,8 +105,8 @@ def evaluate(
         source: Folder of the H&E images they were made from, for the measures of structure.
         out: Folder for scores.csv, scores.json, scores.md and report.html; by default evaluation, or none with --json alone.
         json: Write the scores as JSON to this file.
-        mpp: Micrometres per pixel, for the measures of cells.
-        nucleus: Pixels across a nucleus, instead of --mpp.
+        mpp: Micrometres per pixel, for the measures of cells and at a length.
+        nucleus: Pixels across a nucleus, instead of --mpp, for the measures of cells alone.
         tissue_only: Histograms of the tissue without the glass, too.
         encoder: Weights for FID and KID: FID-Inception, or a pathology encoder with timm's names.
         features: Two .npy files for FID and KID, instead: features [N, D] of the generated and of the true images.

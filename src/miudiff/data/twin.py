@@ -26,7 +26,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from miudiff.cells import CELL, NUCLEUS, Labels, Mask, cell_mask, split_cells, without_specks
+from miudiff.cells import CELL, NUCLEUS, Labels, Mask, cell_mask, split_cells, surroundings, without_specks
 from miudiff.data.layouts import left_out, name_of
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, read_scale, resize, write_image
@@ -98,7 +98,7 @@ def _blue_nuclei(hematoxylin: Floats, dab: Floats, tissue: Mask, mpp: float) -> 
         blue = np.clip(blue - np.percentile(blue[stained] / brown[stained], 25) * brown, 0, None)
     if not pale.any():
         return np.zeros(blue.shape, bool)
-    above = blue - 0.7 * _mean_in(blue, pale, 10 * diameter)
+    above = blue - 0.7 * surroundings(blue, pale, 10 * diameter)
     bar = float(np.clip(threshold_otsu(above[pale].clip(0)), 0.03, 0.6))
     return without_specks(above > bar, diameter)
 
@@ -126,7 +126,7 @@ def _eosin(hematoxylin: Floats, density: Floats, dab: Floats, where: Mask, mpp: 
     if not where.any():
         return eosin
     fine = _blurred(hematoxylin, 0.2, mpp) - _blurred(hematoxylin, 6.0, mpp)
-    coarse = _mean_in(density, where, 6 / mpp)
+    coarse = surroundings(density, where, 6 / mpp)
     texture = sum(
         weight * _unit(unrelated(part, dab, where, mpp), where)
         for weight, part in ((0.8, fine), (0.6, coarse))
@@ -143,7 +143,7 @@ def unrelated(field: Floats, dab: Floats, where: Mask, mpp: float) -> Floats:
 
     Its mean stays. An average over windows is a projection, so averages of what is left do not correlate with averages of DAB.
     """
-    parts = [dab if not scale else _mean_in(dab, where, scale / mpp) for scale in LEAK_SCALES]
+    parts = [dab if not scale else surroundings(dab, where, scale / mpp) for scale in LEAK_SCALES]
     known = np.stack([part[where] for part in parts], axis=1)
     if len(known) < 10 * len(parts):
         return field
@@ -156,13 +156,6 @@ def unrelated(field: Floats, dab: Floats, where: Mask, mpp: float) -> Floats:
 
 def _blurred(field: Floats, sigma: float, mpp: float) -> Floats:
     return np.asarray(ndimage.gaussian_filter(field, sigma / mpp))
-
-
-def _mean_in(field: Floats, where: Mask, side: float) -> Floats:
-    """Mean over a square of `side` pixels around each pixel, of the pixels of `where` alone."""
-    size = max(round(side), 1)
-    weight = ndimage.uniform_filter(where.astype(np.float64), size)
-    return np.asarray(ndimage.uniform_filter(field * where, size) / np.maximum(weight, 1e-3))
 
 
 def _unit(field: Floats, where: Mask | None = None) -> Floats:

@@ -25,10 +25,11 @@ from miudiff.errors import ConfigError, DataError
 from miudiff.evaluation.distribution import ENOUGH, frechet_distance, kernel_distance, read_features
 from miudiff.evaluation.encoders import Encoder, load_encoder
 from miudiff.evaluation.folders import Case, Folders, Problem, inspect, match
-from miudiff.evaluation.panel import ENOUGH_TO_CORRELATE, measure, too_few
+from miudiff.evaluation.panel import ENOUGH_TO_CORRELATE, too_few
 from miudiff.evaluation.records import compare_records
-from miudiff.evaluation.scores import Scores, summarise
+from miudiff.evaluation.scores import Row, Scores, join, measure_case, summarise
 from miudiff.evaluation.statistics import Interval
+from miudiff.evaluation.truth import Darkness
 from miudiff.images import read_image
 from miudiff.naming import compile_pattern
 from miudiff.progress import Progress
@@ -43,8 +44,8 @@ class Settings:
     """What to measure and how.
 
     Attributes:
-        mpp: Micrometres per pixel; gives the size of a nucleus, 8 µm.
-        nucleus: Pixels across a nucleus, instead of `mpp`. With neither, cells are not measured.
+        mpp: Micrometres per pixel; gives the size of a nucleus, 8 µm, and every other length.
+        nucleus: Pixels across a nucleus, instead of `mpp`: cells are then measured, and nothing else at a length.
         tissue: Histograms of tissue alone, too.
         encoder: Weights of an encoder, for FID and KID.
         features: Features of the generated and of the true images that another program took, instead.
@@ -131,9 +132,9 @@ def evaluate_folders(
     if not cases or (problems and not settings.skip_bad):
         return Evaluation(folders, problems, cases, None, (), warnings)
     slides = _slides(cases, settings.slide_pattern)
-    task = partial(measure_files, nucleus=diameter, tissue=settings.tissue)
-    rows = _each(task, cases, settings.workers, say)
-    scores = summarise([case.name for case in cases], rows, slides, settings.seed)
+    task = partial(measure_files, nucleus=diameter, tissue=settings.tissue, mpp=settings.mpp)
+    measured = _each(task, cases, settings.workers, say)
+    scores = summarise([case.name for case in cases], join(measured), slides, settings.seed)
     notes = (*_notes(settings, diameter, source, slides, folders.ignored), *_of_few(scores))
     if encoder is not None:
         files = [case.generated for case in cases], [case.real for case in cases]
@@ -166,10 +167,12 @@ def _features(settings: Settings) -> tuple[Encoder | None, list[Floats] | None]:
     return None, given
 
 
-def measure_files(case: Case, nucleus: float | None, tissue: bool) -> dict[str, float]:
-    """`panel.measure` of a case's files."""
+def measure_files(
+    case: Case, nucleus: float | None, tissue: bool, mpp: float | None
+) -> tuple[Row, Darkness | None]:
+    """`scores.measure_case` of a case's files."""
     source = None if case.source is None else read_image(case.source)
-    return measure(read_image(case.generated), read_image(case.real), source, nucleus, tissue)
+    return measure_case(read_image(case.generated), read_image(case.real), source, nucleus, tissue, mpp)
 
 
 def _each(
@@ -242,6 +245,10 @@ def _notes(
         )
     else:
         notes.append(f"A nucleus is taken as {diameter:.3g} pixels across.")
+    if settings.mpp is None:
+        notes.append(
+            "No DAB correlation, no sharpness, no gradients at 2 um: they need --mpp (um per pixel)."
+        )
     if source is None:
         notes.append("No measure against the H&E: give --source.")
     if ignored:

@@ -11,15 +11,17 @@ from typing import Literal
 
 from miudiff.cells import (
     MODERATE,
+    NUCLEUS,
     STRONG,
     WEAK,
+    Mask,
     cell_mask,
     nuclei_of_he,
     positivity,
     split_cells,
-    tissue_mask,
+    tissue_of_either,
 )
-from miudiff.evaluation import fidelity, stain, structure
+from miudiff.evaluation import fidelity, stain, structure, truth
 from miudiff.images import Pixels
 
 PAPER_SIDE = 256  # pixels, the size that the paper's networks see
@@ -33,27 +35,27 @@ class Measure:
     """What a key means, and which way is better; "context" is better neither way."""
 
     about: str
-    better: Literal["higher", "lower", "near 0", "context"]
+    better: Literal["higher", "lower", "near 0", "near 1", "context"]
 
 
-# What a screen shows; every key is in the files.
+# The five of one look: stain in its place, in its amount, on this tissue, and sharp; docs/metrics.md says what fools each.
+FOREMOST = ("dab_dice_real", "dab_r_real", "iod_field_error", "nuclei_dice_source", "sharpness_real")
+# What a screen shows, in its order; every key is in the files.
 HEADLINES = (
-    "psnr_real",
-    "psnr_source",
-    "vif_source",
-    "vif_real",
-    "hist_rgb256",
-    "hist_lab256",
-    "hist_rgb3d32",
-    "iod_sum_1e7",
-    "iod_sum_1e7_cells",
-    "iod_mape",
-    "iod_pearson",
-    "ssim_real_win7",
-    "gradient_correlation_source",
-    "nuclei_dice_source",
+    *FOREMOST,
+    "darkness_dab_dice_real",
+    "darkness_dab_r_real",
     "ki67_index_mae",
     "h_score_mae",
+    "gradient_r_2um_source",
+    "psnr_real",
+    "vif_source",
+    "hist_rgb256",
+    "iod_sum_1e7",
+    "iod_sum_1e7_cells",
+    "iod_pearson",
+    "vif_real",
+    "ssim_real_win7",
 )
 
 _VIF = "pixel-domain VIF, 4 scales, grey levels 0 to 255, mean of R, G and B"
@@ -65,6 +67,11 @@ _IOD_PLACES = {
 }
 IOD_VARIANTS = tuple(size + place for size in _IOD_SIZES for place in _IOD_PLACES)
 CELL_SCORES = ("ki67_index", "h_score")
+FIELD_ERRORS = {
+    "": "in tissue of either image",
+    "_cells": "in each image's own cells",
+    "_real_cells": "in the true IHC's cells",
+}
 
 
 def _iod_measures() -> dict[str, Measure]:
@@ -79,9 +86,6 @@ def _iod_measures() -> dict[str, Measure]:
                 f"iod_per_image_mean{size}{place}": Measure(
                     f"mean over images of generated - real; {end}", "near 0"
                 ),
-                f"iod_mape{size}{place}": Measure(
-                    f"mean of |generated - real| / real, per cent, where real > 0; {end}", "lower"
-                ),
                 f"iod_pearson{size}{place}": Measure(
                     f"correlation over images of generated and real; {end}", "higher"
                 ),
@@ -89,6 +93,33 @@ def _iod_measures() -> dict[str, Measure]:
                 f"iod_real{size}{place}": Measure(f"the true IHC's; {end}", "context"),
             }
     return table
+
+
+def _field_errors() -> dict[str, Measure]:
+    about = "|generated - real| / real of each image's IOD at the files' size, per cent"
+    return {
+        f"iod_field_error{kind}{place}": Measure(f"{of}{about}; {where}", "lower")
+        for place, where in FIELD_ERRORS.items()
+        for kind, of in (("", ""), ("_median", "median over images of "))
+    }
+
+
+def _dab_measures(of: str, begin: str) -> dict[str, Measure]:
+    """Stain against truth, of the generated image or of the H&E's darkness; tissue of either image alone."""
+    bound = (
+        f"DAB density above {WEAK}" if not begin else "the share that is positive in the set's truth marked"
+    )
+    table = {
+        f"{begin}dab_dice_real": Measure(f"Dice of {of} and true DAB in tissue, {bound}", "higher"),
+        f"{begin}dab_iou_real": Measure(f"IoU of {of} and true DAB in tissue, {bound}", "higher"),
+        f"{begin}dab_r_real": Measure(f"mean of the correlations of {of} and true DAB below", "higher"),
+    }
+    return table | {
+        f"{begin}dab_r_{span}um_real": Measure(
+            f"Pearson r over tissue of {of} and true DAB density, averaged over {span} um", "higher"
+        )
+        for span in truth.SPANS
+    }
 
 
 def _distribution_measures() -> dict[str, Measure]:
@@ -119,11 +150,21 @@ MEASURES: dict[str, Measure] = {
     "hist_rgb256_tissue": Measure("hist_rgb256 of tissue pixels (of either image) alone", "higher"),
     "hist_lab256_tissue": Measure("hist_lab256 of tissue pixels (of either image) alone", "higher"),
     "hist_rgb3d32_tissue": Measure("hist_rgb3d32 of tissue pixels (of either image) alone", "higher"),
+    **_dab_measures("generated", ""),
+    **_dab_measures("the H&E's darkness", truth.DARKNESS),
+    **_field_errors(),
     **_iod_measures(),
+    "sharpness_real": Measure(
+        "power of luma in tissue at periods of 2.5 to 8 um, generated over true IHC; blur < 1, noise > 1",
+        "near 1",
+    ),
     "ssim_real_win7": Measure("SSIM, uniform 7 x 7 window, mean of R, G and B, true IHC", "higher"),
     "ssim_source_win7": Measure("SSIM, uniform 7 x 7 window, mean of R, G and B, H&E", "higher"),
     "ssim_source_hematoxylin": Measure("SSIM of the hematoxylin density, 7 x 7 window, H&E", "higher"),
     "gradient_correlation_source": Measure("Pearson r of luma gradient magnitudes, H&E", "higher"),
+    "gradient_r_2um_source": Measure(
+        "Pearson r over tissue of luma gradient magnitudes, luma averaged over 2 um, H&E", "higher"
+    ),
     "nuclei_dice_source": Measure("Dice of the generated image's cells and the H&E's nuclei", "higher"),
     "ki67_index_mae": Measure("mean of |generated - real| of the index below", "lower"),
     "ki67_index_pearson": Measure("correlation over images of the index below", "higher"),
@@ -150,6 +191,7 @@ def measure(
     source: Pixels | None = None,
     nucleus: float | None = None,
     tissue: bool = False,
+    mpp: float | None = None,
 ) -> dict[str, float]:
     """Every measure of one image that its partners allow, by key; NaN where it is not defined.
 
@@ -157,35 +199,50 @@ def measure(
         generated: Virtual IHC, uint8 [H, W, 3], at least 41 pixels a side.
         real: True IHC of the same size.
         source: The H&E it was made from; without it there is no key with `source`.
-        nucleus: Pixels across a nucleus; without it there is no measure of cells.
+        nucleus: Pixels across a nucleus; without it `mpp` gives it, and without both there is no measure of cells.
         tissue: Histograms of tissue alone, too.
+        mpp: Micrometres per pixel; without it there is no measure at a length.
 
     Raises:
         DataError: Two sizes, or smaller than 41 pixels a side.
     """
+    nucleus = NUCLEUS / mpp if nucleus is None and mpp is not None else nucleus
     found = {
         "psnr_real": fidelity.psnr(generated, real),
         "vif_real": fidelity.vif(generated, real),
         "vif_real_256": _vif_at_256(generated, real),
         "ssim_real_win7": structure.ssim(generated, real),
     }
+    either = tissue_of_either(generated, real)
     found |= _histograms(generated, real, None, "")
     if tissue:
-        found |= _histograms(generated, real, tissue_mask(generated) | tissue_mask(real), "_tissue")
+        found |= _histograms(generated, real, either, "_tissue")
+    found |= truth.compare_dab(generated, real, either, mpp)
+    if mpp is not None:
+        found["sharpness_real"] = structure.sharpness(generated, real, either, mpp)
     if source is not None:
-        found |= {
-            "psnr_source": fidelity.psnr(generated, source),
-            "vif_source": fidelity.vif(generated, source),
-            "vif_source_256": _vif_at_256(generated, source),
-            "vif_source_luma": fidelity.vif_luma(generated, source),
-            "ssim_source_win7": structure.ssim(generated, source),
-            "ssim_source_hematoxylin": structure.ssim_hematoxylin(generated, source),
-            "gradient_correlation_source": structure.gradient_correlation(generated, source),
-        }
+        found |= _beside_source(generated, source, mpp)
     found |= _iod(generated, real, nucleus)
+    found |= _field_errors_of(generated, real, either, found)
     if nucleus is not None:
         found |= _cells(generated, real, source, nucleus)
     return {key: found[key] for key in MEASURES if key in found}
+
+
+def _beside_source(generated: Pixels, source: Pixels, mpp: float | None) -> dict[str, float]:
+    found = {
+        "psnr_source": fidelity.psnr(generated, source),
+        "vif_source": fidelity.vif(generated, source),
+        "vif_source_256": _vif_at_256(generated, source),
+        "vif_source_luma": fidelity.vif_luma(generated, source),
+        "ssim_source_win7": structure.ssim(generated, source),
+        "ssim_source_hematoxylin": structure.ssim_hematoxylin(generated, source),
+        "gradient_correlation_source": structure.gradient_correlation(generated, source),
+    }
+    if mpp is not None:
+        either = tissue_of_either(generated, source)
+        found["gradient_r_2um_source"] = structure.coarse_gradient_correlation(generated, source, either, mpp)
+    return found
 
 
 def _vif_at_256(image: Pixels, reference: Pixels) -> float:
@@ -215,6 +272,18 @@ def _iod(generated: Pixels, real: Pixels, nucleus: float | None) -> dict[str, fl
         for place, pair in table.items()
         for whose, value in zip(("generated", "real"), pair, strict=True)
     }
+
+
+def _field_errors_of(
+    generated: Pixels, real: Pixels, tissue: Mask, iod: dict[str, float]
+) -> dict[str, float]:
+    """How far each field's amount is off; `iod` holds the sums in cells, if cells are known."""
+    density, true = (float(stain.dab_density(pixels)[tissue].sum()) for pixels in (generated, real))
+    pairs = {"": (density, true)}
+    for place in FIELD_ERRORS:
+        if place and f"iod_real_native{place}" in iod:
+            pairs[place] = iod[f"iod_generated_native{place}"], iod[f"iod_real_native{place}"]
+    return {f"iod_field_error{place}": stain.field_error(*pair) for place, pair in pairs.items()}
 
 
 def _iod_at(

@@ -142,7 +142,12 @@ def complaints(evaluation: Evaluation) -> list[str]:
 
 
 def table_rows(scores: Scores, short: bool = False) -> list[list[object]]:
-    """A row of `HEADER` for each key; `short`, for those of `HEADLINES` and distances alone."""
+    """A row of `HEADER` for each key; `short`, for those of `HEADLINES`, in their order, and distances alone."""
+    shown = scores.summary
+    if short:
+        distances = [key for key in shown if key.startswith(("fid_", "kid_"))]
+        heads = [key for key in HEADLINES if key in shown and not too_few(key, shown[key].n)]
+        shown = {key: shown[key] for key in (*heads, *distances)}
     return [
         [
             key,
@@ -152,13 +157,8 @@ def table_rows(scores: Scores, short: bool = False) -> list[list[object]]:
             MEASURES[key].better,
             MEASURES[key].about,
         ]
-        for key, found in scores.summary.items()
-        if not short or _is_headline(key, found.n)
+        for key, found in shown.items()
     ]
-
-
-def _is_headline(key: str, n: int) -> bool:
-    return key.startswith(("fid_", "kid_")) or (key in HEADLINES and not too_few(key, n))
 
 
 def _csv(scores: Scores) -> str:

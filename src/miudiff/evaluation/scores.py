@@ -1,6 +1,6 @@
 """A set's scores: rows of one image each, and each key's mean or set value with its interval.
 
-    images -> panel.measure -> rows -> summarise -> Scores
+    images -> measure_case -> join -> rows -> summarise -> Scores
 
 `score_images` takes arrays, `folders` and `evaluate` take files; both end here.
 """
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miudiff.errors import DataError
-from miudiff.evaluation.panel import CELL_SCORES, IOD_VARIANTS, MEASURES, measure
+from miudiff.evaluation.panel import CELL_SCORES, FIELD_ERRORS, IOD_VARIANTS, MEASURES, measure
 from miudiff.evaluation.stain import summarise_iod
 from miudiff.evaluation.statistics import Interval, bootstrap, interval, pearson
+from miudiff.evaluation.truth import Darkness, darkness_scores, look_at_darkness
 from miudiff.images import Pixels
 from miudiff.stains import Floats
 
@@ -31,7 +32,7 @@ class Scores:
 
     Attributes:
         names: One for each image.
-        rows: `panel.measure` of each.
+        rows: `panel.measure` of each, and the scores of its H&E's darkness.
         summary: For each key of `panel.MEASURES` that could be measured its mean over images, or for a value
             of the whole set that value, with its interval.
     """
@@ -54,6 +55,7 @@ def score_images(
     *,
     nucleus: float | None = None,
     tissue: bool = False,
+    mpp: float | None = None,
     slides: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> Scores:
@@ -64,8 +66,9 @@ def score_images(
         reals: True IHC, in the same order.
         sources: The H&E that they were made from; without them there is no key with `source`.
         names: For the rows; by default 0, 1, ...
-        nucleus: Pixels across a nucleus; without it there is no measure of cells.
+        nucleus: Pixels across a nucleus; without it `mpp` gives it, and without both there is no measure of cells.
         tissue: Histograms of tissue alone, too.
+        mpp: Micrometres per pixel; without it there is no measure at a length.
         slides: The slide of each image, for intervals over slides.
         seed: Of the bootstrap.
 
@@ -77,11 +80,31 @@ def score_images(
         if others is not None and len(others) != len(generated):
             raise DataError(f"{len(others)} {what} for {len(generated)} generated images, expected as many")
     partners = sources if sources is not None else [None] * len(generated)
-    rows = [
-        measure(fake, real, source, nucleus, tissue)
+    found = [
+        measure_case(fake, real, source, nucleus, tissue, mpp)
         for fake, real, source in zip(generated, reals, partners, strict=True)
     ]
-    return summarise(names or [str(number) for number in range(len(rows))], rows, slides, seed)
+    return summarise(names or [str(number) for number in range(len(found))], join(found), slides, seed)
+
+
+def measure_case(
+    generated: Pixels,
+    real: Pixels,
+    source: Pixels | None,
+    nucleus: float | None,
+    tissue: bool,
+    mpp: float | None,
+) -> tuple[Row, Darkness | None]:
+    """`panel.measure` of one image, and how dark its H&E is where, if that is given."""
+    row = measure(generated, real, source, nucleus, tissue, mpp)
+    return row, None if source is None else look_at_darkness(source, real, mpp)
+
+
+def join(found: Sequence[tuple[Row, Darkness | None]]) -> list[Row]:
+    """The rows of a set, with the scores of the darkness of its H&E images."""
+    seen = [darkness for _, darkness in found if darkness is not None]
+    scores = darkness_scores(seen) if seen else [{} for _ in found]
+    return [{**row, **dark} for (row, _), dark in zip(found, scores, strict=True)]
 
 
 def summarise(
@@ -99,6 +122,9 @@ def summarise(
     for variant in IOD_VARIANTS:
         if f"iod_real{variant}" in columns:
             found |= _iod(variant, columns, slides, seed)
+    for place in FIELD_ERRORS:
+        if f"iod_field_error{place}" in columns:
+            found |= _median(f"iod_field_error{place}", columns, slides, seed)
     for score in CELL_SCORES:
         if f"{score}_real" in columns:
             found |= _agreement(score, columns, slides, seed)
@@ -113,10 +139,31 @@ def _iod(
 
     def statistic(drawn: NDArray[np.intp]) -> list[float]:
         found = summarise_iod(table[drawn])
-        return [found.dev_sum_1e7, found.dev_per_image_mean, found.mape, found.pearson_r]
+        return [found.dev_sum_1e7, found.dev_per_image_mean, found.pearson_r]
 
-    keys = [f"iod_{name}{variant}" for name in ("sum_1e7", "per_image_mean", "mape", "pearson")]
+    keys = [f"iod_{name}{variant}" for name in ("sum_1e7", "per_image_mean", "pearson")]
     return _set_values(keys, statistic, len(table), 0, slides, seed)
+
+
+def _median(
+    key: str, columns: Mapping[str, Floats], slides: Sequence[Hashable] | None, seed: int
+) -> dict[str, Interval]:
+    table = columns[key][:, None]
+    values, slides = _defined(table, slides)
+
+    def statistic(drawn: NDArray[np.intp]) -> list[float]:
+        return [float(np.median(values[drawn])) if len(drawn) else math.nan]
+
+    begin, _, end = key.partition("_error")
+    named = [f"{begin}_error_median{end}"]
+    return _set_values(named, statistic, len(values), len(table) - len(values), slides, seed)
+
+
+def _defined(table: Floats, slides: Sequence[Hashable] | None) -> tuple[Floats, list[Hashable] | None]:
+    """The rows of a table [images, values] that hold no NaN, and their slides."""
+    kept = np.asarray(np.isfinite(table).all(axis=1))
+    of_kept = None if slides is None else [s for s, keep in zip(slides, kept, strict=True) if keep]
+    return table[kept], of_kept
 
 
 def _agreement(
@@ -124,10 +171,7 @@ def _agreement(
 ) -> dict[str, Interval]:
     """How well the images' `score` agrees with the true ones', over the images that have cells in both."""
     table = np.stack([columns[f"{score}_{whose}"] for whose in ("generated", "real")], axis=1)
-    kept = np.asarray(np.isfinite(table).all(axis=1))
-    pairs = table[kept]
-    if slides is not None:
-        slides = [slide for slide, keep in zip(slides, kept, strict=True) if keep]
+    pairs, slides = _defined(table, slides)
 
     def statistic(drawn: NDArray[np.intp]) -> list[float]:
         fake, real = pairs[drawn].T

@@ -20,6 +20,7 @@ from miudiff.stains import Floats
 
 RESAMPLES = 2000
 QUANTILES = (0.025, 0.975)
+ROUNDING = 1e-9  # of the largest value: what differs by less is the same
 
 
 class Interval(NamedTuple):
@@ -110,8 +111,13 @@ def _draws(count: int, seed: int, groups: Sequence[Hashable] | None) -> Iterator
         yield np.concatenate([slides[slide] for slide in random.integers(len(slides), size=len(slides))])
 
 
+def is_flat(values: Floats) -> bool:
+    """Whether all are the same, up to the rounding of sums."""
+    return not values.size or bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
+
+
 def pearson(first: Floats, second: Floats) -> float:
     """Correlation of two vectors; NaN for fewer than 2 values, or where one side is the same in all."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    if len(first) < 2 or is_flat(first) or is_flat(second):
         return float("nan")
     return float(np.corrcoef(first, second)[0, 1])

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from miudiff import __version__
-from miudiff.cells import NUCLEUS
 from miudiff.checkpoints import read_json, write_json
 from miudiff.evaluation.panel import MEASURES
 from miudiff.evaluation.publish import plain
@@ -24,17 +23,16 @@ from miudiff.reproduce.translating import Translated
 def score_once(made: Translated, case: Case) -> dict[str, float]:
     """The mean scores of one seed's images, from `scores.json` or measured now; NaN where one is undefined or infinite."""
     path = made.folder / "scores.json"
-    nucleus = NUCLEUS / case.mpp if case.mpp else None
     of = {
         "miudiff": __version__,
         "measures": list(MEASURES),
-        "nucleus": nucleus,
+        "mpp": case.mpp,
         "images": _digest([*made.files, *case.files("IHC"), *case.files("HE")]),
     }
     before = read_json(path) if path.exists() else {}
     if before.get("of") != of:
         generated = [read_image(file) for file in made.files]
-        scores = score_images(generated, case.read("IHC"), case.read("HE"), case.test, nucleus=nucleus)
+        scores = score_images(generated, case.read("IHC"), case.read("HE"), case.test, mpp=case.mpp)
         rows = {name: plain(row) for name, row in zip(case.test, scores.rows, strict=True)}
         before = {"of": of, "mean": plain(_with_shares(scores.mean)), "images": rows}
         write_json(path, before)

@@ -13,22 +13,34 @@ from miudiff.checkpoints import write_json
 from miudiff.evaluation.publish import plain
 from miudiff.evaluation.report import Figure, Table, contact_sheet, markdown_table, write_report
 from miudiff.evaluation.statistics import interval
+from miudiff.evaluation.truth import DARKNESS, SPANS
 from miudiff.images import Pixels, write_bytes, write_image
+from miudiff.naming import is_nuclear
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
 
 SHOWN = 6  # test images on a table's sheet
+BASELINE = f"{DARKNESS.strip('_')} of the H&E"  # no method: what stain truth is there without one
+POSITIVE = "ki67_index_mae"  # of cells, so for nuclear markers alone
 # key of `evaluation.panel.MEASURES` -> heading; the paper's own four, then what they leave open.
 COLUMNS: Mapping[str, str] = {
     "psnr_real": "PSNR ↑",
     "vif_source": "VIF (H&E) ↑",
     "hist_rgb256": "Hist ↑",
     "iod_sum_1e7": "IOD x1e7 → 0",
+    "dab_dice_real": "DAB Dice ↑",
+    "dab_iou_real": "DAB IoU ↑",
+    "dab_r_real": "DAB r ↑",
+    **{f"dab_r_{span}um_real": f"at {span} µm ↑" for span in SPANS},
+    "iod_field_error": "IOD of each field, % off ↓",
+    POSITIVE: "positive share off by ↓",
+    "nuclei_dice_source": "nuclei Dice (H&E) ↑",
+    "gradient_r_2um_source": "gradient r at 2 µm (H&E) ↑",
+    "sharpness_real": "sharpness → 1",
     "iod_percent": "IOD, % of real → 0",
     "iod_percent_cells": "IOD in cells, % → 0",
     "vif_real": "VIF (real) ↑",
     "ssim_real_win7": "SSIM ↑",
-    "gradient_correlation_source": "gradient r (H&E) ↑",
     "seconds": "s / image",
 }
 
@@ -108,14 +120,28 @@ def write_figure(out: Path, stem: str, found: Sequence[Finished], note: str, mos
 
 def _table(found: Finished) -> Table:
     results = found.results
-    keys = [key for key in COLUMNS if any(key in scores for r in results.values() for scores in r.scores)]
+    nuclear = found.case.marker is not None and is_nuclear(found.case.marker)
+    keys = [
+        key
+        for key in COLUMNS
+        if (nuclear or key != POSITIVE) and any(key in s for r in results.values() for s in r.scores)
+    ]
+    lines = {row: result.scores for row, result in results.items()}
+    if baseline := _baseline(results):
+        lines = {BASELINE: (baseline,), **lines}
     body = [
-        [row, *(_cell([scores.get(key, math.nan) for scores in result.scores]) for key in keys)]
-        for row, result in results.items()
+        [row, *(_cell([each.get(key, math.nan) for each in scores]) for key in keys)]
+        for row, scores in lines.items()
     ]
     sentences = [f"{len(found.case.test)} test images", *found.case.notes, *found.notes]
     about = " ".join(_sentence(each) for each in sentences)
     return Table(found.case.name, ["row", *(COLUMNS[key] for key in keys)], body, about)
+
+
+def _baseline(results: Mapping[str, Result]) -> dict[str, float]:
+    """What the H&E's darkness alone scores; every row's scores hold it, for it hangs on no row."""
+    scores = next((each for result in results.values() for each in result.scores), {})
+    return {key.removeprefix(DARKNESS): scores[key] for key in scores if key.startswith(DARKNESS)}
 
 
 def _sheet(found: Finished) -> Pixels:

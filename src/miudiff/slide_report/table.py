@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from miudiff.cells import MODERATE, STRONG, WEAK
+from miudiff.naming import is_nuclear as is_nuclear
+from miudiff.naming import squeeze
 from miudiff.slide_report.blocks import POSITIVE, Sums
 from miudiff.stains import Floats
-
-NUCLEAR = ("ki67", "er", "pr", "ar", "p53", "p63", "p40", "ttf1", "pcna", "phh3", "gata3", "foxp3", "sox10")
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,11 @@ class Row:
         return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
-def is_nuclear(marker: str) -> bool:
-    """Whether a marker is one of nuclei, so that a share of positive nuclei means something."""
-    return _plain(marker) in NUCLEAR
-
-
 def title_of(key: str, marker: str) -> str:
     """What a measure is called for this marker."""
-    return "Ki-67 index" if key == "positive_cell_share" and _plain(marker) == "ki67" else MEASURES[key].title
-
-
-def _plain(marker: str) -> str:
-    return "".join(letter for letter in marker.lower() if letter.isalnum())
+    return (
+        "Ki-67 index" if key == "positive_cell_share" and squeeze(marker) == "ki67" else MEASURES[key].title
+    )
 
 
 def rows_of(sums: Sums, names: Sequence[str], mpp: float | None, cells: bool) -> list[Row]:
