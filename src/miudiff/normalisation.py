@@ -1,0 +1,88 @@
+"""What the two dyes of an H&E section look like, so that a section stained darker does not come out more positive.
+
+The optical density of an H&E pixel is a sum of two dyes. Their colours are estimated from a section's own tissue (Macenko et al.
+2009): in the plane of the two largest principal directions of density, the dyes are the extreme angles. One fit holds for a whole
+slide or folder; a fit per tile would take a tile without nuclei for a palely stained one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from pydantic import Field
+
+from miudiff.config import Strict
+from miudiff.errors import DataError
+from miudiff.images import Pixels
+from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN, Floats, optical_density, stain_matrix
+
+FEWEST = 2000  # pixels of tissue below which nothing is estimated
+STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue
+COLOURED = 0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
+EXTREMES = (1.0, 99.0)  # percentiles of the angle that are the dyes
+NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
+STRONGEST = 99.0  # percentile of a dye's amount that is its strength
+Colour = tuple[float, float, float]
+
+
+class HEStains(Strict):
+    """The glass and the two dyes of an H&E section."""
+
+    light: Colour = Field(description="Grey levels of the glass.")
+    hematoxylin: Colour = Field(description="Unit vector of optical density.")
+    eosin: Colour = Field(description="Unit vector of optical density.")
+    strength: tuple[float, float] = Field(
+        description="The 99th percentile of the amounts of hematoxylin and eosin in tissue, in optical density."
+    )
+
+    def amounts(self, image: Pixels) -> Floats:
+        """Hematoxylin and eosin [H, W, 2] of uint8 [H, W, 3], not negative; 1 is the section's strength of each."""
+        matrix = stain_matrix(self.hematoxylin, self.eosin)
+        found = optical_density(image, np.array(self.light)) @ np.linalg.pinv(matrix[:2])
+        return np.asarray(np.clip(found, 0, None) / np.array(self.strength))
+
+
+def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
+    """The dyes of a section, from some uint8 [H, W, 3] of it.
+
+    A dye whose estimate is far from any hematoxylin or eosin (a field of one dye alone has no second) takes the reference colour.
+
+    Raises:
+        DataError: Too little tissue to estimate anything.
+    """
+    pixels = np.concatenate([image.reshape(-1, 3) for image in samples])
+    light = np.percentile(pixels, 99, axis=0).clip(1, None)
+    density = optical_density(pixels, light)
+    mean, spread = density.mean(axis=1), np.ptp(density, axis=1)
+    tissue = density[(mean > STAINED) & (spread > COLOURED * mean)]
+    if len(tissue) < FEWEST:
+        raise DataError(
+            f"{len(tissue)} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; state them, or switch normalisation off"
+        )
+    hematoxylin, eosin = _dyes(tissue)
+    amounts = np.clip(tissue @ np.linalg.pinv(np.stack([hematoxylin, eosin])), 0, None)
+    strength = np.percentile(amounts, STRONGEST, axis=0).clip(0.05, None)
+    return HEStains(
+        light=_rounded(light),
+        hematoxylin=_rounded(hematoxylin),
+        eosin=_rounded(eosin),
+        strength=(round(float(strength[0]), 4), round(float(strength[1]), 4)),
+    )
+
+
+def _dyes(density: Floats) -> tuple[Floats, Floats]:
+    """Unit vectors of hematoxylin and eosin of tissue's densities [N, 3]."""
+    references = [stain_matrix(HE_HEMATOXYLIN, HE_EOSIN)[i] for i in (0, 1)]
+    _, vectors = np.linalg.eigh(np.cov(density.T))
+    plane = vectors[:, [2, 1]] * np.sign(vectors[:, [2, 1]].sum(axis=0))
+    angle = np.arctan2(*(density @ plane).T[::-1])
+    found = [plane @ np.array([np.cos(a), np.sin(a)]) for a in np.percentile(angle, EXTREMES)]
+    found.sort(key=lambda dye: float(dye[0]), reverse=True)  # hematoxylin absorbs red, eosin hardly does
+    return tuple(  # type: ignore[return-value]
+        dye if dye @ reference > NEAR else reference for dye, reference in zip(found, references, strict=True)
+    )
+
+
+def _rounded(values: Floats) -> Colour:
+    return tuple(round(float(value), 4) for value in values)  # type: ignore[return-value]
