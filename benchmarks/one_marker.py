@@ -32,6 +32,6 @@ weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"
 save_file(weights, unet / WEIGHTS)
 config = json.loads((unet / "config.json").read_text()) | {"num_class_embeds": None}
 (unet / "config.json").write_text(json.dumps(config, indent=2))
-about["tone"] = {name: curve for name, curve in about["tone"].items() if name == arguments.marker}
+about["palette"] = {name: curve for name, curve in about["palette"].items() if name == arguments.marker}
 about["markers"] = [arguments.marker]
 index.write_text(json.dumps(about, indent=2))

@@ -515,7 +515,7 @@ def test_help_takes_less_than_half_a_second_and_imports_no_network_library():
 
 
 COMMANDS = ["demo", "train", "translate", "calibrate", "reproduce", "doctor"]
-COMMANDS += ["data check", "data twin", "model assemble", "model from-adm", "model tone", "model samples"]
+COMMANDS += ["data check", "data twin", "model assemble", "model from-adm", "model palette", "model samples"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -722,7 +722,7 @@ def test_other_tables_sets_and_seeds_than_there_are_are_refused_in_one_line(tmp_
         *([w] for w in ("demo", "train", "translate", "calibrate", "reproduce", "evaluate")),
         *([w] for w in ("info", "report", "view")),
         *(["data", w] for w in ("check", "twin")),
-        *(["model", w] for w in ("assemble", "tone", "from-adm", "samples")),
+        *(["model", w] for w in ("assemble", "palette", "from-adm", "samples")),
     ],
     ids=" ".join,
 )

@@ -18,6 +18,7 @@ GROUND = {
     "stains",
     "tissue",
     "noise",
+    "normalisation",
     "device",
     "progress",
     "provenance",

@@ -115,21 +115,15 @@ def test_a_record_that_somebody_else_wrote_is_refused_and_kept(tmp_path, refused
 def test_what_is_no_model_card_or_model_is_refused(tmp_path, refused):
     save_model(tmp_path / "model", tiny_model(("Ki67",)))
     index = tmp_path / "model" / "model_index.json"
-    tone = [
-        "model",
-        "tone",
-        tmp_path / "model",
-        "--marker",
-        "Ki67",
-        "--he",
-        "twin:train",
-        "--ihc",
-        "twin:train",
-    ]
-    for wrong, told in (({"markers": 3}, "'markers': found 3"), ({"tone": 4}, "'tone': found 4")):
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        "{task: score, out: run, markers: [Ki67], data: {mpp: 1.0, sources: [{files: 'twin:train', mpp: 0.5, marker: Ki67}]}}"
+    )
+    palette = ["model", "palette", tmp_path / "model", run, "--he", "twin:train"]
+    for wrong, told in (({"markers": 3}, "'markers': found 3"), ({"palette": 4}, "'palette': found 4")):
         before = index.read_text()
         index.write_text(json.dumps(json.loads(before) | wrong))
-        assert f"{index}: {told}" in refused(*tone)
+        assert f"{index}: {told}" in refused(*palette)
         index.write_text(before)
     (tmp_path / "card.md").write_bytes(b"\xff\xfe")
     words = ["--name", "a", "--readme", tmp_path / "card.md"]

@@ -15,12 +15,11 @@ from miudiff.gan import Generator, GeneratorConfig
 from miudiff.images import list_images, write_image
 from miudiff.methods.generator import GeneratorModel, save_generator_model
 from miudiff.methods.model import Card, load_model, save_model
-from miudiff.methods.tone import ToneCurve
 from miudiff.reproduce.cases import prepare
 from miudiff.reproduce.prepare import Settings
 from miudiff.reproduce.sources import Source, parse_sources
 from small_set import NETWORK, TINY, bci, budget_file, make, mist, options, plain, tissue
-from tiny import tiny_model
+from tiny import tiny_model, tiny_palette
 
 SILENT = lambda line: None  # noqa: E731
 
@@ -349,8 +348,8 @@ def test_a_model_whose_luma_curve_changed_is_another(tmp_path):
     model = tiny_model(markers=("HER2",))
     save_model(folder, model)
     first = load_model(folder).identity
-    curve = ToneCurve(source=(-1, 1), target=(0, 1))
-    card = model.card.model_copy(update={"tone": {"HER2": curve}})
+    curve = tiny_palette()
+    card = model.card.model_copy(update={"palette": {"HER2": curve}})
     save_model(folder, replace(model, card=card))
     assert load_model(folder).identity != first
 

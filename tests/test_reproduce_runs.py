@@ -16,11 +16,10 @@ from miudiff.images import list_images, read_image
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import load_model, save_model
 from miudiff.methods.sdedit import SDEdit
-from miudiff.methods.tone import ToneCurve
 from miudiff.reproduce import Options
 from miudiff.reproduce.rows import rows_of
 from small_set import TINY, bci, budget_file, make, mist, options, plain
-from tiny import NETWORK, tiny_model
+from tiny import NETWORK, tiny_model, tiny_palette
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_a_dataset_whose_marker_nobody_names_keeps_its_luma_curve(tmp_path, budg
     assert card.markers == ("IHC",)
     used = settings(tmp_path / "out", "miu-diff-fast-fast")
     assert used["marker"] == "IHC"
-    assert used["tone"] == card.tone["IHC"].model_dump(mode="json")
+    assert used["palette"] == card.palette["IHC"].model_dump(mode="json")
 
 
 def test_a_classifier_learns_from_images_smaller_than_the_budgets_tile(tmp_path):
@@ -103,18 +102,19 @@ def test_a_given_model_without_a_curve_gets_that_of_the_training_images(tmp_path
     save_model(tmp_path / "model", tiny_model(markers=("HER2",), mpp=None))
     asked = with_model(tmp_path, budget, "MIU-Diff, fast")
     make(asked)
-    assert settings(tmp_path / "out", "miu-diff-fast-fast")["tone"] is not None
-    assert not load_model(tmp_path / "model").card.tone  # the user's own folder is left alone
+    assert settings(tmp_path / "out", "miu-diff-fast-fast")["palette"] is not None
+    assert not load_model(tmp_path / "model").card.palette  # the user's own folder is left alone
 
 
 def test_another_curve_makes_the_rows_anew_that_use_it_and_no_other(tmp_path, budget):
     model = tiny_model(markers=("HER2",), mpp=None)
     asked = with_model(tmp_path, budget, "SDEdit", "MIU-Diff, fast")
     times = []
-    for bright in (0.0, 0.5):
-        curve = ToneCurve(source=(-1, 1), target=(bright, 1))
+    for bright in (0.1, 0.5):
+        curve = tiny_palette((bright, 0.3, 0.3))
         save_model(
-            tmp_path / "model", replace(model, card=model.card.model_copy(update={"tone": {"HER2": curve}}))
+            tmp_path / "model",
+            replace(model, card=model.card.model_copy(update={"palette": {"HER2": curve}})),
         )
         make(asked)
         results = tmp_path / "out" / "set" / "results"

@@ -183,7 +183,7 @@ def test_a_table_is_made_and_nothing_is_trained(asked):
     text = path.read_text()
     assert "4 test images" in text
     assert "It stains Ki67, as --marker says; the dataset's own is not named" in text
-    assert "It has no luma curve for Ki67" in text
+    assert "It has no palette for Ki67" in text
     assert "trained at" not in text  # the scales agree
     made = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
     assert make(asked)[0] == path

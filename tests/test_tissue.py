@@ -63,7 +63,7 @@ def test_dust_on_glass_is_glass_and_a_lone_cell_is_none():
 
 
 def stainer(**changes):
-    config = configure("miu-diff", "fast", ("reverse.steps=2", "refinement.start=0", "reverse.tone=false"))
+    config = configure("miu-diff", "fast", ("reverse.steps=2", "refinement.start=0", "reverse.palette=false"))
     return VirtualStainer(tiny_model(), config, CPU, **changes)
 
 

@@ -42,7 +42,7 @@ class Copies(TorchDispatchMode):
 
 
 def guided(critic, *changes):
-    changes = ("reverse.start=60", "reverse.steps=4", "reverse.tone=false", *changes)
+    changes = ("reverse.start=60", "reverse.steps=4", "reverse.palette=false", *changes)
     return MIUDiff(tiny_score(), tiny_estimator(critic), preset("fast", changes), CPU)
 
 

@@ -7,6 +7,8 @@ from miudiff.diffusion.classifier import ClassifierNetwork, NoisedClassifier
 from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.methods.model import Card, Model
+from miudiff.methods.palette import Palette
+from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN
 
 NETWORK = NetworkConfig(size=32, channels=(16, 32), attention=(16,), head_channels=8, groups=8)
 CPU = Placement(torch.device("cpu"), "fp32", "tests")
@@ -34,6 +36,24 @@ CLASSIFIER = ClassifierNetwork(
 def tiny_classifier(seed: int = 2) -> NoisedClassifier:
     torch.manual_seed(seed)
     return NoisedClassifier(CLASSIFIER).eval().requires_grad_(False)
+
+
+def tiny_palette(nuclei: tuple[float, float, float] = (0.3, 0.35, 0.3)) -> Palette:
+    """A palette of H&E in reference colours."""
+    dyes = {
+        "light": (255, 255, 255),
+        "hematoxylin": HE_HEMATOXYLIN,
+        "eosin": HE_EOSIN,
+        "strength": (0.8, 0.4),
+    }
+    values = {
+        "dyes": dyes,
+        "hematoxylin": (0.1, 0.6),
+        "eosin": 0.6,
+        "nuclei": nuclei,
+        "ground": (0.05, 0.06, 0.06),
+    }
+    return Palette.model_validate(values)
 
 
 def tiny_model(markers: tuple[str, ...] = (), mpp: float | None = 1.0, tile: int = 64) -> Model:

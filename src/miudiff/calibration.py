@@ -66,7 +66,7 @@ def _ratios(
         assert report.ratio is not None
         ratios[report.time] = float(report.ratio.mean())
 
-    method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, model.tone(marker))
+    method = MIUDiff(model.for_marker(marker), model.estimator, probe, placement, model.palette(marker))
     method.reverse.watch = watch
     method.translate(he, [NoiseKey(0, f"calibration{i}") for i in range(len(he))])
     return ratios

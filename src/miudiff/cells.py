@@ -40,6 +40,7 @@ CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
 # Densities between which Otsu's threshold may lie. Hematoxylin: fainter is the noise of glass, denser is stain
 # even in a tile that is nothing else. DAB: fainter is its veil on stroma, and what a score calls weak is a cell.
 HEMATOXYLIN_BOUNDS, DAB_BOUNDS = (0.03, 0.6), (0.1, 0.2)
+PALE = 0.3  # density of DAB below which a nucleus shows through
 GLASS = 150.0  # grey level of the darkest glass
 WEAK, MODERATE, STRONG = 0.2, 0.4, 0.6  # mean DAB density of a cell, QuPath's default classes
 AROUND = 10.0  # nuclei across: the square that a pixel's surroundings are the mean of
@@ -138,6 +139,22 @@ def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> B
         above.append(difference[away & where].clip(0))
     together = np.concatenate(above)
     return Bars(light, dab_bar, _otsu(together) if together.size else HEMATOXYLIN_BOUNDS[1])
+
+
+def blue_nuclei(image: Pixels, diameter: float = CELL, light: Floats | None = None) -> Mask:
+    """Nuclei of a uint8 [H, W, 3] IHC image whose DAB lies beside them, bool [H, W]: hematoxylin above that of the surroundings.
+
+    Dense DAB shows as hematoxylin, too: as much as in those of its pixels that have the least; and what has more DAB than
+    hematoxylin is no nucleus. Args as for `cell_mask`.
+    """
+    blue, brown = _amounts(image, glass_light(image) if light is None else light, diameter)
+    stained, pale = brown > PALE, (brown < PALE) & tissue_mask(image)
+    if stained.sum() > diameter**2:
+        blue = np.clip(blue - np.percentile(blue[stained] / brown[stained], 25) * brown, 0, None)
+    if not pale.any():
+        return np.zeros(blue.shape, bool)
+    above = blue - 0.7 * surroundings(blue, pale, AROUND * diameter)
+    return without_specks((above > _otsu(above[pale].clip(0))) & (blue > brown), diameter)
 
 
 def nuclei_of_he(image: Pixels, diameter: float = CELL) -> Mask:

@@ -19,7 +19,9 @@ from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN, Floats, optical_density, st
 
 FEWEST = 2000  # pixels of tissue below which nothing is estimated
 STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue
-COLOURED = 0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
+COLOURED = (
+    0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
+)
 EXTREMES = (1.0, 99.0)  # percentiles of the angle that are the dyes
 NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
 STRONGEST = 99.0  # percentile of a dye's amount that is its strength
@@ -64,9 +66,9 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     amounts = np.clip(tissue @ np.linalg.pinv(np.stack([hematoxylin, eosin])), 0, None)
     strength = np.percentile(amounts, STRONGEST, axis=0).clip(0.05, None)
     return HEStains(
-        light=_rounded(light),
-        hematoxylin=_rounded(hematoxylin),
-        eosin=_rounded(eosin),
+        light=rounded(light),
+        hematoxylin=rounded(hematoxylin),
+        eosin=rounded(eosin),
         strength=(round(float(strength[0]), 4), round(float(strength[1]), 4)),
     )
 
@@ -84,5 +86,6 @@ def _dyes(density: Floats) -> tuple[Floats, Floats]:
     )
 
 
-def _rounded(values: Floats) -> Colour:
+def rounded(values: Floats) -> Colour:
+    """Three numbers as a model folder holds them."""
     return tuple(round(float(value), 4) for value in values)  # type: ignore[return-value]

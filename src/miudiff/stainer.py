@@ -261,9 +261,9 @@ class VirtualStainer:
         return 1 if self.mode == "fuse" else self.batch
 
     @property
-    def lacks_tone(self) -> bool:
-        """Whether the settings ask for the marker's luma curve and the model has none."""
-        return self.reverse is not None and self.reverse.config.tone and self.reverse.tone is None
+    def lacks_palette(self) -> bool:
+        """Whether the settings ask for the marker's palette and the model has none."""
+        return self.reverse is not None and self.reverse.config.palette and self.reverse.palette is None
 
     @property
     def tile(self) -> int:

@@ -178,9 +178,9 @@ def translate(
     )
     stainer = load()
     stainer.say = say
-    if stainer.lacks_tone:
+    if stainer.lacks_palette:
         say(
-            f"{model} has no luma curve for {stainer.marker}: its luma is used as it is (make one with `miudiff model tone`)"
+            f"{model} has no palette for {stainer.marker}: its luma is used as it is (make one with `miudiff model palette`)"
         )
     say(
         f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, {stainer.name}{f' {preset}' if preset else ''}, seed {seed}, {stainer.placement}; {NOTICE}"

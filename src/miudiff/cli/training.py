@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from miudiff.cli.app import Change, app, model_app, say
 from miudiff.errors import DataError
+
+if TYPE_CHECKING:
+    from miudiff.runs import RunConfig
 
 
 @app.command
@@ -19,13 +23,20 @@ def train(config: str, *changes: str) -> int:
         config: A YAML file, or the name of a recipe that ships with the package.
         changes: key=value words that change single values, as in score.optimizer.lr=2e-5.
     """
+    from miudiff.runs import run
+
+    run(_read_run(config, changes), say)
+    return 0
+
+
+def _read_run(config: str, changes: Sequence[str]) -> RunConfig:
+    """A run's YAML file, or a recipe's, with changes."""
     from miudiff.config import override, parse, read_yaml
     from miudiff.recipes import recipe_path
-    from miudiff.runs import RunConfig, run
+    from miudiff.runs import RunConfig
 
     path = recipe_path(config)
-    run(parse(RunConfig, override(read_yaml(path), changes), str(path)), say)
-    return 0
+    return parse(RunConfig, override(read_yaml(path), changes), str(path))
 
 
 @model_app.command
@@ -96,31 +107,33 @@ def assemble(
 
 
 @model_app.command
-def tone(
-    model: Path,
-    *,
-    marker: str,
-    he: str,
-    ihc: str,
-    channel: Literal["luma", "red"] = "luma",
-    keep_ground: bool = True,
-) -> int:
-    """Measure the luma curve from H&E to a marker's IHC on two unpaired sets, and put it into a model folder.
+def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None = None) -> int:
+    """Measure the palette of each marker on H&E and on a run's IHC images, which need be no pairs, and put it into a model folder.
 
     Args:
         model: The model folder.
-        marker: The marker whose curve it is.
+        run: The YAML file of the run, or the name of a recipe, whose `data` are the markers' IHC images.
+        changes: `key=value` words that change the run's file, as for `train`.
         he: A folder of H&E images, or twin:train.
-        ihc: A folder of the marker's IHC images, or twin:train.
-        channel: What of the H&E is its grey: luma, or red, in which eosin is pale.
-        keep_ground: What of the H&E has no colour stays as bright as it is; else the curve moves every pixel.
+        he_mpp: Micrometres per pixel of the H&E; without it what each file states, else the model's.
     """
-    from miudiff.methods.model import add_tone
+    from miudiff.checkpoints import read_json
+    from miudiff.data.tiles import find_images
+    from miudiff.data.twin import SKIMAGE_MPP, twin_region
+    from miudiff.images import list_images, read_image, read_scale
+    from miudiff.methods.folder import INDEX
+    from miudiff.methods.model import add_palettes, at_mpp
 
-    curve = add_tone(model, marker, he, ihc, channel, keep_ground)
-    say(
-        "  ".join(f"{s:+.2f} -> {t:+.2f}" for s, t in list(zip(curve.source, curve.target, strict=True))[::8])
-    )
+    config = _read_run(run, changes)
+    target = read_json(model / INDEX).get("mpp") or SKIMAGE_MPP
+    if he == "twin:train":
+        sources = [at_mpp(twin_region("train")[0], SKIMAGE_MPP, target)]
+    else:
+        paths = list_images(he)
+        sources = [at_mpp(read_image(path), he_mpp or read_scale(path), target) for path in paths]
+    made = add_palettes(model, sources, find_images(config.data, config.markers, say))
+    for marker, found in made.items():
+        say(f"{marker}: nuclei {found.nuclei}, beside them {found.ground} (optical density)")
     return 0
 
 

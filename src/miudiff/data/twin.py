@@ -24,9 +24,8 @@ from typing import Literal
 
 import numpy as np
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
-from miudiff.cells import CELL, NUCLEUS, Labels, Mask, cell_mask, split_cells, surroundings, without_specks
+from miudiff.cells import CELL, NUCLEUS, Labels, Mask, blue_nuclei, cell_mask, split_cells, surroundings
 from miudiff.data.layouts import left_out, name_of
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, read_scale, resize, write_image
@@ -76,7 +75,7 @@ def render_twin(
     if where == "nuclear":
         nuclei = split_cells(cell_mask(ihc, diameter) & tissue, diameter)
     else:
-        nuclei = split_cells(_blue_nuclei(hematoxylin, dab, tissue, mpp), diameter)
+        nuclei = split_cells(blue_nuclei(ihc, diameter, light) & tissue, diameter)
     chromatin = _chromatin(nuclei, dab, mpp, seed)
     eosin = _eosin(hematoxylin, density, dab, tissue & (nuclei == 0), mpp)
     inside = nuclei > 0
@@ -84,23 +83,6 @@ def render_twin(
     haze = 0.04 * (tissue & ~inside)  # ribosomes take a little hematoxylin everywhere
     stains = np.stack([_blurred(chromatin, 0.2, mpp) + haze, _blurred(eosin, 0.2, mpp)], axis=-1)
     return combine_stains(stains, rgb_from_he, _LIGHT)
-
-
-def _blue_nuclei(hematoxylin: Floats, dab: Floats, tissue: Mask, mpp: float) -> Mask:
-    """Nuclei of a section whose DAB lies beside them: hematoxylin above that of the surroundings.
-
-    Dense DAB shows as hematoxylin, too; the share is that of the DAB pixels with the least of it.
-    """
-    diameter = NUCLEUS / mpp
-    blue, brown = _blurred(hematoxylin, 0.25, mpp), _blurred(dab, 0.25, mpp)
-    stained, pale = brown > 0.3, tissue & (brown < 0.3)
-    if stained.sum() > diameter**2:
-        blue = np.clip(blue - np.percentile(blue[stained] / brown[stained], 25) * brown, 0, None)
-    if not pale.any():
-        return np.zeros(blue.shape, bool)
-    above = blue - 0.7 * surroundings(blue, pale, 10 * diameter)
-    bar = float(np.clip(threshold_otsu(above[pale].clip(0)), 0.03, 0.6))
-    return without_specks(above > bar, diameter)
 
 
 def _chromatin(nuclei: Labels, dab: Floats, mpp: float, seed: int) -> Floats:

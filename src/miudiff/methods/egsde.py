@@ -25,8 +25,8 @@ from miudiff.diffusion.resizer import Kernel, low_pass
 from miudiff.diffusion.score import ScoreModel
 from miudiff.diffusion.sde import Times, at
 from miudiff.errors import ConfigError
+from miudiff.methods.palette import Palette
 from miudiff.methods.sdedit import Reverse, SDEditConfig
-from miudiff.methods.tone import ToneCurve
 from miudiff.noise import NoiseSource, normal
 
 
@@ -75,14 +75,14 @@ class EGSDE:
         classifier: Features | None,
         config: EGSDEConfig,
         placement: Placement,
-        tone: ToneCurve | None = None,
+        palette: Palette | None = None,
     ) -> None:
         if config.scale_realism and classifier is None:
             raise ConfigError(
                 f"scale_realism: found {config.scale_realism:g}, but there is no classifier of source and target; train one, or set it to 0"
             )
         self.config, self.classifier = config, classifier
-        self.reverse = Reverse(score, config, placement, tone)
+        self.reverse = Reverse(score, config, placement, palette)
 
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1].

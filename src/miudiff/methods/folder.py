@@ -12,7 +12,7 @@ from typing import Any
 
 from miudiff.checkpoints import WEIGHTS
 from miudiff.errors import CheckpointError, ConfigError, DataError
-from miudiff.methods.tone import ToneCurve
+from miudiff.methods.palette import Palette
 
 INDEX = "model_index.json"
 PARTS = ("unet", "scheduler", "mi_estimator", "classifier", "generator")
@@ -72,8 +72,8 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _digest(path.read_bytes()) for path in files}
 
 
-def fingerprint(folder: Path, index: Mapping[str, Any], tone: Mapping[str, ToneCurve] | None = None) -> str:
-    """Short digest of every weights file and luma curve: two trainings of one name are two models.
+def fingerprint(folder: Path, index: Mapping[str, Any], palette: Mapping[str, Palette] | None = None) -> str:
+    """Short digest of every weights file and palette: two trainings of one name are two models.
 
     Args:
         index: The content of `model_index.json`; files whose digests it states are held to them.
@@ -96,7 +96,7 @@ def fingerprint(folder: Path, index: Mapping[str, Any], tone: Mapping[str, ToneC
             )
         if path.name == WEIGHTS:
             short.update(content)
-    for marker, curve in sorted((tone or {}).items()):
+    for marker, curve in sorted((palette or {}).items()):
         short.update(f"{marker} {curve.model_dump_json()}".encode())
     return short.hexdigest()[:16]
 

@@ -22,9 +22,9 @@ from miudiff.diffusion.score import ScoreModel
 from miudiff.diffusion.sde import at
 from miudiff.information.energy import EnergyConfig, MIEnergy
 from miudiff.information.estimator import Estimator, grid_offset
+from miudiff.methods.palette import Palette
 from miudiff.methods.refinement import Refinement, RefinementConfig
 from miudiff.methods.sdedit import Reverse, ReverseConfig
-from miudiff.methods.tone import ToneCurve
 from miudiff.noise import NoiseSource, normal
 
 
@@ -89,12 +89,12 @@ class MIUDiff:
         estimator: Estimator | None,
         config: MIUDiffConfig,
         placement: Placement,
-        tone: ToneCurve | None = None,
+        palette: Palette | None = None,
     ) -> None:
         if estimator is None and config.guidance.scale and config.energy.guidance != "none":
             raise ValueError("guidance needs an MI estimator")
         self.config, self.placement = config, placement
-        self.reverse = Reverse(score, config.reverse, placement, tone)
+        self.reverse = Reverse(score, config.reverse, placement, palette)
         self.estimator = estimator
         self.energy = MIEnergy(estimator, config.energy, placement) if estimator is not None else None
 

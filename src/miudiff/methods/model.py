@@ -10,7 +10,7 @@ README.md                             the model card
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,19 +19,21 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from miudiff.cells import NUCLEUS
 from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
 from miudiff.config import LARGEST_TILE, Scale, Strict, did_you_mean, parse
-from miudiff.data.twin import twin_region
+from miudiff.data.tiles import TileImage
 from miudiff.device import Placement
 from miudiff.diffusion.classifier import NoisedClassifier, load_classifier, save_classifier
 from miudiff.diffusion.score import ScoreModel, load_unet
 from miudiff.diffusion.sde import MOST_STEPS, VPSDE
 from miudiff.errors import CheckpointError, ConfigError
-from miudiff.images import Pixels, list_images, read_image, write_bytes
+from miudiff.images import Pixels, read_image, resize, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
 from miudiff.methods.folder import INDEX, PARTS, digests, fingerprint, whole
-from miudiff.methods.tone import Channel, ToneCurve, measure_tone
+from miudiff.methods.palette import Palette, measure_palette
+from miudiff.naming import is_nuclear
 
 SHIPPED = "ki67-small"
 
@@ -45,7 +47,7 @@ class Card(Strict):
     )
     mpp: Scale | None = Field(None, description="Micrometres per pixel that it was trained at.")
     tile: int = Field(256, ge=8, le=LARGEST_TILE, description="Side of a tile that it handles at once.")
-    tone: dict[str, ToneCurve] = Field({}, description="The luma curve of each marker, `methods.tone`.")
+    palette: dict[str, Palette] = Field({}, description="The palette of each marker, `methods.palette`.")
     licence: str = "not stated"
     description: str = ""
 
@@ -76,9 +78,9 @@ class Model:
         """Name and digest: what a result was made with."""
         return f"{self.card.name} {self.fingerprint}"
 
-    def tone(self, marker: str | None) -> ToneCurve | None:
-        """The marker's luma curve, if the model has one."""
-        return self.card.tone.get(marker or "")
+    def palette(self, marker: str | None) -> Palette | None:
+        """The marker's palette, if the model has one."""
+        return self.card.palette.get(marker or "")
 
     def for_marker(self, marker: str | None) -> ScoreModel:
         """The score model that speaks of one marker.
@@ -131,13 +133,15 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
         score.eval().requires_grad_(False).to(device),
         estimator.to(device) if estimator else None,
         card,
-        fingerprint(folder, index, card.tone),
+        fingerprint(folder, index, card.palette),
         classifier.to(device) if classifier else None,
     )
 
 
 def _card(index: Mapping[str, Any], path: Path) -> Card:
-    about = {k: v for k, v in index.items() if not k.startswith("_") and k not in (*PARTS, "sha256")}
+    about = {
+        k: v for k, v in index.items() if not k.startswith("_") and k not in (*PARTS, "sha256", "tone")
+    }  # "tone": of folders before November 2026
     return parse_part(Card, about, path)
 
 
@@ -271,30 +275,35 @@ def from_runs(
     return Model(score, estimator, card, classifier=classifier)
 
 
-def add_tone(
-    folder: Path, marker: str, he: str, ihc: str, channel: Channel = "luma", keep_ground: bool = True
-) -> ToneCurve:
-    """Measure a marker's curve on images of `he` and `ihc` (folders, or "twin:train") and write it into the card.
+def add_palettes(folder: Path, he: Sequence[Pixels], ihc: Sequence[TileImage]) -> dict[str, Palette]:
+    """Measure the palette of each marker that has images, and write it into the card.
+
+    Args:
+        he: H&E, uint8 [H, W, 3], at the model's scale.
+        ihc: IHC images of stated scales, each with the index of its marker.
 
     Raises:
-        CheckpointError, ConfigError: No model folder there, or not a marker of it.
-        DataError: A folder without readable images.
+        CheckpointError, ConfigError: No model folder there, or one that states no scale.
+        DataError: Images that cannot be read, or without stained tissue.
     """
     path = folder / INDEX
     index = read_json(path)
-    markers = _card(index, path).markers
-    if marker not in markers:
-        raise ConfigError(
-            f"marker '{marker}': {path} has {', '.join(markers) or 'none'}{did_you_mean(marker, markers)}"
-        )
-    curve = measure_tone(_population(he, "HE"), _population(ihc, "IHC"), channel, keep_ground)
-    index["tone"] = index.get("tone", {}) | {marker: json.loads(curve.model_dump_json())}
+    card = _card(index, path)
+    if card.mpp is None:
+        raise ConfigError(f"{path}: 'mpp': missing, expected the scale that the model was trained at")
+    made = {}
+    for number, marker in enumerate(card.markers):
+        images = [at_mpp(read_image(one.path), one.mpp, card.mpp) for one in ihc if one.marker == number]
+        if images:
+            made[marker] = measure_palette(he, images, is_nuclear(marker), NUCLEUS / card.mpp)
+    index["palette"] = index.get("palette", {}) | {
+        marker: json.loads(palette.model_dump_json()) for marker, palette in made.items()
+    }
     write_json(path, index)
-    return curve
+    return made
 
 
-def _population(source: str, stain: Literal["HE", "IHC"]) -> list[Pixels]:
-    if source == "twin:train":
-        pair = twin_region("train")
-        return [pair[0] if stain == "HE" else pair[1]]
-    return [read_image(path) for path in list_images(source)]
+def at_mpp(image: Pixels, mpp: float | None, target: float) -> Pixels:
+    """The image, uint8 [H, W, 3], at `target` micrometres per pixel; as it is where its own scale is not known."""
+    factor = (mpp or target) / target
+    return resize(image, *(max(round(side * factor), 1) for side in image.shape[:2]))

@@ -11,11 +11,11 @@ from miudiff.methods.miu_diff import MIUDiffConfig
 
 PAPER = MIUDiffConfig()
 
-# What both change of the paper and why, docs/method.md#fast-and-thorough: luma mapped to the marker's; only the shared information
+# What both change of the paper and why, docs/method.md#fast-and-thorough: the dyes in the marker's colours; only the shared information
 # guides, because Eq. 2's first half works against structure; the source's gradient map without noise, of which the estimator knows
 # something at every level; a shift of a stated share of the noise, because c = 1 moves nothing.
 _FOUND: dict[str, Any] = {
-    "reverse": {"tone": True},
+    "reverse": {"palette": True},
     "guidance": {"normalise": "unit_rms", "source_noise": "clean"},
     "energy": {"guidance": "shared"},
 }
@@ -52,7 +52,7 @@ ABLATIONS: Mapping[str, tuple[str, ...]] = {
     "w/ PCL": ("refinement.loss=contrastive",),
     "l2": ("refinement.loss=l2",),
     "w/o PCL": ("refinement.loss=none",),
-    "w/o tone": ("reverse.tone=false",),
+    "w/o palette": ("reverse.palette=false",),
     "t0'=80": ("refinement.loss=contrastive", "refinement.start=80"),
     "t0'=10": ("refinement.loss=contrastive", "refinement.start=10"),
     "S=500": ("reverse.start=500",),

@@ -28,7 +28,7 @@ from miudiff.diffusion.sampling import (
 from miudiff.diffusion.score import ScoreModel
 from miudiff.diffusion.sde import VPSDE, space_in_log_snr
 from miudiff.images import to_gray
-from miudiff.methods.tone import ToneCurve
+from miudiff.methods.palette import Palette
 from miudiff.noise import NoiseSource, normal
 
 Solver = Literal["ancestral", "euler_maruyama", "dpmpp_2m_sde", "dpmpp_2m"]  # the last is the ODE
@@ -60,9 +60,9 @@ class ReverseConfig(Strict):
     )
     clip: bool = Field(False, description="Clip the estimate of the clean image to [-1, 1] in each step.")
     gray: bool = Field(True, description="Remove the source's colour first.")
-    tone: bool = Field(
+    palette: bool = Field(
         False,
-        description="Remove the source's colour by the model's curve for the marker (an extension; `methods.tone`).",
+        description="Give the source the marker's colours by the model's palette (an extension; `methods.palette`).",
     )
 
     def chain(self, full: VPSDE) -> VPSDE:
@@ -96,15 +96,15 @@ class Reverse:
     """
 
     def __init__(
-        self, score: ScoreModel, config: ReverseConfig, placement: Placement, tone: ToneCurve | None = None
+        self, score: ScoreModel, config: ReverseConfig, placement: Placement, palette: Palette | None = None
     ) -> None:
         self.score, self.config, self.placement = score, config, placement
         self.watch: Callable[[StepReport], None] | None = None
         self.fusion: Callable[[Tensor], Tensor] | None = None
         self.at_once: int | None = None
         self.graphs: Graphs | None = None
-        # A model without a curve, trained by somebody else perhaps, is used with its luma as it is.
-        self.tone = tone if config.tone else None
+        # A model without a palette, trained by somebody else perhaps, is used with its luma as it is.
+        self.palette = palette if config.palette else None
         self.sde = config.chain(score.sde)
 
     def begin(self, he: Tensor, keys: Sequence[NoiseSource]) -> tuple[Tensor, Tensor]:
@@ -119,8 +119,8 @@ class Reverse:
 
     def source(self, he: Tensor) -> Tensor:
         """The source as it conditions the process."""
-        if self.tone:
-            return self.tone(he)
+        if self.palette:
+            return self.palette(he)
         return to_gray(he) if self.config.gray else he
 
     @torch.no_grad()
@@ -187,10 +187,10 @@ class SDEdit:
     """The SDEdit translator."""
 
     def __init__(
-        self, score: ScoreModel, config: SDEditConfig, placement: Placement, tone: ToneCurve | None = None
+        self, score: ScoreModel, config: SDEditConfig, placement: Placement, palette: Palette | None = None
     ) -> None:
         self.config = config
-        self.reverse = Reverse(score, config, placement, tone)
+        self.reverse = Reverse(score, config, placement, palette)
 
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]."""

@@ -99,17 +99,17 @@ def build(
             )
         model.card.check_marker(marker)
         return GeneratorTranslator(model.generator, placement)
-    score, tone = model.for_marker(marker), model.tone(marker)
+    score, palette = model.for_marker(marker), model.palette(marker)
     match config:
         case MIUDiffConfig():
             check_fit(model, config)
-            return MIUDiff(score, model.estimator, config, placement, tone)
+            return MIUDiff(score, model.estimator, config, placement, palette)
         case EGSDEConfig():
             check_reverse(model, config)
-            return EGSDE(score, model.classifier, config, placement, tone)
+            return EGSDE(score, model.classifier, config, placement, palette)
         case SDEditConfig():
             check_reverse(model, config)
-            return SDEdit(score, config, placement, tone)
+            return SDEdit(score, config, placement, palette)
         case ILVRConfig():
             return ILVR(score, config, placement)
         case _:

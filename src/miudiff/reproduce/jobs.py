@@ -16,7 +16,7 @@ from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.rows import Row
 from miudiff.reproduce.sources import Source
-from miudiff.reproduce.training import GENERATORS, check_run, marker_of, run_config, with_tone
+from miudiff.reproduce.training import GENERATORS, check_run, marker_of, run_config, with_palette
 from miudiff.runs import RunConfig
 
 MODELS: tuple[Task, ...] = ("score", "mi")  # what a model folder that is given has
@@ -81,7 +81,7 @@ def job_of(case: Case, source: Source, given: Model | None, rows: Sequence[Row],
         notes += told
     marker = marker_of(case, given, source.marker) if given is not None else None
     if given is not None:
-        given = with_tone(case, given, marker)
+        given = with_palette(case, given, marker)
         for row in possible:
             if row.config is not None and row.method != "egsde":  # whose classifier is yet to be trained
                 build(row.config, given, marker, means.placement)
@@ -134,8 +134,8 @@ def _notes(
         told.append(
             f"It stains {marker}, as --marker says; the dataset's own is {case.marker or 'not named'}"
         )
-    if marker is not None and given.tone(marker) is None:
-        told.append(f"It has no luma curve for {marker}: rows that have one take the luma as it is")
+    if marker is not None and given.palette(marker) is None:
+        told.append(f"It has no palette for {marker}: rows that have one take the luma as it is")
     if card.mpp and case.mpp and not same_scale(case.mpp, card.mpp):
         told.append(f"It was trained at {card.mpp:.3g} um/px, these images have {case.mpp:.3g}")
     if card.mpp and case.mpp is None:

@@ -29,7 +29,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "l2",
         "w/o PCL",
         "w/o MI, w/o PCL",
-        "w/o tone",
+        "w/o palette",
     ),
     "table2": ("w/ PCL", "t0'=80", "t0'=10", "S=500", "S=100"),
     "figure3": (),

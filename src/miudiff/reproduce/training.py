@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from miudiff.cells import CELL, NUCLEUS
 from miudiff.checkpoints import WEIGHTS, find_states
 from miudiff.config import parse, read_yaml
 from miudiff.device import Placement, Precision
@@ -24,8 +25,9 @@ from miudiff.errors import CheckpointError, ConfigError
 from miudiff.images import list_images, read_image
 from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.model import Card, Model, from_runs, load_model, model_folder, save_model
+from miudiff.methods.palette import Palette, measure_palette
 from miudiff.methods.systems import load_any
-from miudiff.methods.tone import ToneCurve, measure_tone
+from miudiff.naming import is_nuclear
 from miudiff.reproduce.budget import Budget, Task
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.prepare import STAINS
@@ -173,12 +175,12 @@ def given_model(source: Source, placement: Placement) -> Model | None:
     return model
 
 
-def with_tone(case: Case, model: Model, marker: str | None) -> Model:
-    """The model; where it has no luma curve for the marker, with that of the training images, if there are any."""
-    if marker is None or model.tone(marker) is not None or not case.trains:
+def with_palette(case: Case, model: Model, marker: str | None) -> Model:
+    """The model; where it has no palette for the marker, with that of the training images, if there are any."""
+    if marker is None or model.palette(marker) is not None or not case.trains:
         return model
-    tone = {**model.card.tone, marker: _tone(case)}
-    return replace(model, card=model.card.model_copy(update={"tone": tone}))
+    palette = {**model.card.palette, marker: _palette(case)}
+    return replace(model, card=model.card.model_copy(update={"palette": palette}))
 
 
 def marker_of(case: Case, model: Model, asked: str | None = None) -> str | None:
@@ -210,7 +212,7 @@ def marker_of(case: Case, model: Model, asked: str | None = None) -> str | None:
 def diffusion_model(
     case: Case, with_mi: bool, with_classifier: bool, given: Model | None, placement: Placement
 ) -> Model:
-    """The model of the diffusion systems: `given` or made of the runs, with the luma curve of the training images.
+    """The model of the diffusion systems: `given` or made of the runs, with the palette of the training images.
 
     A classifier is always of the runs: what tells this case's H&E from its IHC ships nowhere.
     """
@@ -224,7 +226,7 @@ def diffusion_model(
         name=case.name,
         markers=(marker,),
         mpp=case.mpp,
-        tone={marker: _tone(case)},
+        palette={marker: _palette(case)},
         description=f"Trained by `miudiff reproduce` on {case.train[1]} IHC images",
     )
     folder = case.folder / "model"
@@ -233,6 +235,6 @@ def diffusion_model(
     return load_model(folder, placement)
 
 
-def _tone(case: Case) -> ToneCurve:
-    he, ihc = ((read_image(p) for p in list_images(case.images / "train" / stain)) for stain in STAINS)
-    return measure_tone(he, ihc)
+def _palette(case: Case) -> Palette:
+    he, ihc = ([read_image(p) for p in list_images(case.images / "train" / stain)] for stain in STAINS)
+    return measure_palette(he, ihc, is_nuclear(case.marker or ""), NUCLEUS / case.mpp if case.mpp else CELL)

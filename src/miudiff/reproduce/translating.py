@@ -106,12 +106,12 @@ def _settings(
 ) -> dict[str, Any]:
     """All that an image depends on besides its H&E: other settings make other images."""
     config = row.config.model_dump(mode="json") if row.config else {}
-    toned = config.get("reverse", config).get("tone", False)
-    tone = model.tone(marker) if isinstance(model, Model) and toned else None
+    toned = config.get("reverse", config).get("palette", False)
+    palette = model.palette(marker) if isinstance(model, Model) and toned else None
     return {
         "weights": f"{model.card.name} {_digest(_parts(row, model))}",
         "marker": marker,
-        "tone": tone.model_dump(mode="json") if tone else None,
+        "palette": palette.model_dump(mode="json") if palette else None,
         "method": row.method,
         "seed": seed,
         "precision": placement.precision,
