@@ -8,13 +8,16 @@ from pathlib import Path
 
 from miudiff.errors import ConfigError, MiudiffError, SlideError
 from miudiff.estimate import pace_of
+from miudiff.guards import Finding, inspect
 from miudiff.progress import duration
 from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.choice import tissue_samples
 from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Frame, frame_of
-from miudiff.slides.overview import describe, tissue_mask
+from miudiff.slides.overview import TissueMap, describe, tissue_mask
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
+from miudiff.slides.scaled import Read
 from miudiff.slides.sight import Rectangle, Sight, marking
 from miudiff.stainer import VirtualStainer, check_mpp
 
@@ -27,6 +30,7 @@ def tell_slides(
     load: Callable[[], VirtualStainer] | None,
     say: Callable[[str], None],
     mark: bool = False,
+    strict: bool = False,
 ) -> list[str]:
     """Say what each slide holds; returns what is wrong with those that cannot be translated, a line each.
 
@@ -34,6 +38,7 @@ def tell_slides(
         mpp: Micrometres per pixel where the files do not state it.
         load: Makes the stainer that time and memory are estimated for; None leaves them out.
         mark: What cannot be read is counted instead of being an error, as `translate --mark-unreadable` takes it.
+        strict: What the guards find is wrong, instead of only said.
 
     Raises:
         ConfigError: No slides.
@@ -62,17 +67,34 @@ def tell_slides(
                 if bright:
                     failed.append(bright)
                     continue
+                assert tissue is not None
+                if load is not None and scale is not None:
+                    stainer = stainer or load()
+                found = _found(slide, scale, tissue, stainer, read)
+                for one in found:
+                    say(f"  {one.kind:<8} {one.text}")
+                if strict and found:
+                    failed.append(f"{path}: {'; '.join(one.text for one in found)}")
+                    continue
                 if load is None:
                     continue
                 if scale is None:
                     say("  estimate not possible without a scale")
                     continue
-                stainer = stainer or load()
+                assert stainer is not None
                 frame = frame_of(slide.width, slide.height, scale, stainer.model.card.mpp, stainer)
                 say(f"  estimate {_tell(stainer, Sight(slide, frame, tissue), spent)}")
         except MiudiffError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return failed
+
+
+def _found(
+    slide: Slide, scale: float | None, tissue: TissueMap, stainer: VirtualStainer | None, read: Read | None
+) -> tuple[Finding, ...]:
+    """What the guards find in some places of the slide."""
+    samples, sampled_at = tissue_samples(slide, scale, tissue, read=read)
+    return inspect(samples, sampled_at, stainer.model.card.he_reference if stainer else None)
 
 
 def _where(found: Sequence[Rectangle]) -> str:
