@@ -17,7 +17,6 @@ from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.overview import TissueMap, describe, tissue_mask
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
-from miudiff.slides.scaled import Read
 from miudiff.slides.sight import Rectangle, Sight, marking
 from miudiff.stainer import VirtualStainer, check_mpp
 
@@ -54,25 +53,12 @@ def tell_slides(
             with open_slide(path) as slide:
                 say(str(path))
                 scale = mpp or slide.mpp
-                bright = _not_bright(slide)
-                unreadable: list[Rectangle] = []
-                read = marking(slide, unreadable) if mark else None
                 began = time.monotonic()
-                tissue = None if bright else tissue_mask(slide, scale or 1.0, read)
+                tissue = _describe(slide, mpp, mark, say)
                 spent = time.monotonic() - began
-                for line in describe(slide, mpp, tissue):
-                    say(f"  {line}")
-                if unreadable:
-                    say(f"  damage   {_where(unreadable)} cannot be read")
-                if bright:
-                    failed.append(bright)
-                    continue
-                assert tissue is not None
                 if load is not None and scale is not None:
                     stainer = stainer or load()
-                found = _found(slide, scale, tissue, stainer, read)
-                for one in found:
-                    say(f"  {one.kind:<8} {one.text}")
+                found = _look(slide, scale, tissue, stainer, mark, say)
                 if strict and found:
                     failed.append(f"{path}: {'; '.join(one.text for one in found)}")
                     continue
@@ -89,12 +75,39 @@ def tell_slides(
     return failed
 
 
-def _found(
-    slide: Slide, scale: float | None, tissue: TissueMap, stainer: VirtualStainer | None, read: Read | None
+def _describe(slide: Slide, mpp: float | None, mark: bool, say: Callable[[str], None]) -> TissueMap:
+    """Say what the file is; returns where its tissue is.
+
+    Raises:
+        SlideError: It is no brightfield slide, or a part of it cannot be read.
+    """
+    bright = _not_bright(slide)
+    unreadable: list[Rectangle] = []
+    read = marking(slide, unreadable) if mark else None
+    tissue = None if bright else tissue_mask(slide, mpp or slide.mpp or 1.0, read)
+    for line in describe(slide, mpp, tissue):
+        say(f"  {line}")
+    if unreadable:
+        say(f"  damage   {_where(unreadable)} cannot be read")
+    if tissue is None:
+        raise SlideError(bright)
+    return tissue
+
+
+def _look(
+    slide: Slide,
+    scale: float | None,
+    tissue: TissueMap,
+    stainer: VirtualStainer | None,
+    mark: bool,
+    say: Callable[[str], None],
 ) -> tuple[Finding, ...]:
-    """What the guards find in some places of the slide."""
-    samples, sampled_at = tissue_samples(slide, scale, tissue, read=read)
-    return inspect(samples, sampled_at, stainer.model.card.he_reference if stainer else None)
+    """Say what the guards find in some places of the slide."""
+    samples, sampled_at = tissue_samples(slide, scale, tissue, read=marking(slide, []) if mark else None)
+    found = inspect(samples, sampled_at, stainer.model.card.he_reference if stainer else None)
+    for one in found:
+        say(f"  {one.kind:<8} {one.text}")
+    return found
 
 
 def _where(found: Sequence[Rectangle]) -> str:

@@ -22,6 +22,8 @@ from miudiff.stains import background_light, optical_density
 Floats = NDArray[np.float32]
 
 LONGEST = 512  # pixels of a side that colours are looked at in
+STROKE = 4  # pixels, not shrunk, from the middle of a printed stroke to the paper
+ROWS = 2_000_000  # pixels of which print is looked for; of a larger picture every so many rows
 DARKEST_GLASS = 150.0  # grey level; what is darker is stain or no brightfield
 STAINED = 0.07  # mean optical density of what is more than glass and noise
 TILT = 0.4  # of x in the eosin index: hematoxylin differs from scanner to scanner along (1, 0.4)
@@ -33,7 +35,7 @@ class Colours(NamedTuple):
     Attributes:
         dark: The share of pixels that are nearly black.
         drawn: The share of what is no glass that lies in exactly even areas.
-        black: The share of what is stained that is black, as print is.
+        printed: Black pixels next to white ones, as of print, as a share of what is not white.
         tissue: The share of pixels that are stained.
         ink: The share of what is stained that is green, which no mixture of hematoxylin and eosin is.
         brown: The share of the dye that is brown.
@@ -42,7 +44,7 @@ class Colours(NamedTuple):
 
     dark: float
     drawn: float
-    black: float
+    printed: float
     tissue: float
     ink: float
     brown: float
@@ -58,15 +60,15 @@ def colours_of(samples: Sequence[Pixels]) -> Colours:
     stained = mean > STAINED
     pixels = sum(len(one) * one.shape[1] for one in small)
     dark = sum(int((one.max(axis=-1) < 40).sum()) for one in small) / pixels
-    drawn = _drawn(small)
+    drawn, printed = _drawn(small), _printed(samples)
     if not stained.any():
-        return Colours(dark, drawn, 0.0, 0.0, 0.0, 0.0, 1.0)
+        return Colours(dark, drawn, printed, 0.0, 0.0, 0.0, 1.0)
     amount = mean[stained]
     x, y = _plane(density[stained], amount)
     return Colours(
         dark,
         drawn,
-        float(((amount > 1) & (np.abs(x) < 0.15) & (np.abs(y) < 0.15)).mean()),
+        printed,
         float(stained.mean()),
         float(((x > 0.1) & (y < -0.1)).mean()),
         float(amount[(x < -0.2) & (y < -0.1)].sum() / amount.sum()),
@@ -103,3 +105,15 @@ def _drawn(small: Sequence[Pixels]) -> float:
         even += int((same & no_glass).sum())
         coloured += int(no_glass.sum())
     return even / coloured if coloured else 0.0
+
+
+def _printed(samples: Sequence[Pixels]) -> float:
+    strokes = ground = 0
+    for one in samples:
+        rows = one[:: max(1, one.shape[0] * one.shape[1] // ROWS)]
+        low, high = rows.min(axis=-1), rows.max(axis=-1)
+        black, white = (high < 80) & (high - low < 40), low > 225
+        beside = white[:, 2 * STROKE :] | white[:, : -2 * STROKE]
+        strokes += int((black[:, STROKE:-STROKE] & beside).sum())
+        ground += int((~white).sum())
+    return strokes / ground if ground else 0.0

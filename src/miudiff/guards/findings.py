@@ -22,13 +22,13 @@ Kind = Literal["stain", "tissue", "focus", "scale", "model"]
 
 DARK = 0.6  # share of a picture that is nearly black: fluorescence
 DRAWN = 0.4  # share of what is no glass in exactly even areas: a drawing
-BLACK = 0.005  # share of what is stained: print on a page
+PRINTED = 0.0015  # share of what is not white that is black beside white: print on a page
 INK = 0.01  # share of what is stained that is green: a pen
 TISSUE = 0.02  # share of a picture below which there is nothing to stain
 BROWN = 0.025  # share of the dye: DAB
 EOSIN = 0.23  # index below which there is no eosin: DAB or hematoxylin alone
 SPECKS = 0.002  # share of a picture from which on its colours are looked at
-SHARP = 0.42  # contrast of fine over coarse detail
+SHARP = 0.33  # contrast of fine over coarse detail
 NUCLEAR = (5.6, 8.8)  # micrometres
 # The size that is found where the scale stated is so many times the true one, as medians of H&E of known scale.
 FOUND = ((5.3, 0.25), (5.9, 0.5), (7.1, 1.0), (8.9, 2.0), (11.2, 4.0))
@@ -107,8 +107,14 @@ def _of_colours(seen: Colours) -> Finding | None:
     if seen.eosin < EOSIN:
         text = f"looks like hematoxylin without eosin, as weak or negative IHC: its eosin index is {seen.eosin:.2f}, expected at least {EOSIN:g}; {STAIN}"
         return Finding("stain", seen.eosin, f"at least {EOSIN:g}", text)
-    if seen.black > BLACK:
-        return _looks("a page with print", "{:.1%} of what is stained is black", seen.black, BLACK, SCAN)
+    if seen.printed > PRINTED:
+        return _looks(
+            "a page with print",
+            "{:.1%} of what is not white is black beside white",
+            seen.printed,
+            PRINTED,
+            SCAN,
+        )
     return None
 
 

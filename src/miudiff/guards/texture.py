@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 WORKING = 0.5  # micrometres per pixel: finer pictures are shrunk to it
 SIDE = 512  # pixels of the part that is looked at
-LEAST = 100.0  # micrometres of a side in which there are nuclei enough
+LEAST = 60.0  # micrometres of a side in which there are nuclei enough
 COARSEST = 0.7  # micrometres per pixel at which focus still shows
 FINE, COARSE = (
     (0.35, 0.5),
