@@ -22,7 +22,8 @@ from miudiff.guards import Finding, inspect
 from miudiff.guards.findings import SHARP
 from miudiff.guards.texture import nuclear_size, part, sharpness
 from miudiff.images import SUFFIXES, Pixels, read_image, read_scale, resize
-from miudiff.slides.overview import thumbnail
+from miudiff.slides.choice import tissue_samples
+from miudiff.slides.overview import tissue_mask
 from miudiff.slides.reader import is_slide, open_slide
 
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -47,18 +48,18 @@ def files(word: str) -> list[tuple[Path, float | None]]:
     ]
 
 
-def pixels_of(path: Path) -> Pixels | None:
-    """The image, an opaque picture made of a transparent one, or the thumbnail of a slide; None where reading refuses the file."""
+def pixels_of(path: Path, mpp: float | None) -> tuple[list[Pixels], float | None] | None:
+    """The image, an opaque picture made of a transparent one, or places of a slide, and the scale; None where reading refuses the file."""
     try:
         if is_slide(path):
             with open_slide(path) as slide:
-                return thumbnail(slide)
-        return read_image(path)
+                return tissue_samples(slide, mpp or slide.mpp, tissue_mask(slide, mpp or slide.mpp or 1.0))
+        return [read_image(path)], mpp or read_scale(path)
     except MiudiffError as error:
         try:
             with Image.open(path) as image:
                 if image.mode == "RGBA":
-                    return np.asarray(image.convert("RGB"))
+                    return [np.asarray(image.convert("RGB"))], mpp
         except OSError:
             pass
         print(f"  refused by reading: {error}")
@@ -84,24 +85,24 @@ def judge(words: list[str], right: bool) -> list[tuple[Pixels, float]]:
     for word in words:
         counts: Counter[str] = Counter()
         for path, mpp in files(word):
-            pixels = pixels_of(path)
-            if pixels is None:
+            read = pixels_of(path, mpp)
+            if read is None:
                 counts["refused"] += 1
                 continue
-            mpp = None if is_slide(path) else mpp or read_scale(path)
-            began = time.perf_counter()
-            findings = inspect([pixels], mpp)
-            seconds += time.perf_counter() - began
+            samples, scale = read
+            began = time.process_time()
+            findings = inspect(samples, scale)
+            seconds += time.process_time() - began
             counts[named(findings)] += 1
             if bool(findings) == right:
                 odd += 1
                 print(f"  {path}: {'; '.join(one.text for one in findings) or 'nothing found'}")
-            if right and mpp is not None:
-                kept.append((pixels, mpp))
+            if right and scale is not None and len(samples) == 1:
+                kept.append((samples[0], scale))
         total += sum(counts.values())
         print(f"{word}: {sum(counts.values())} images: {dict(counts)}")
     told = "false alarms" if right else "missed"
-    print(f"== {told}: {odd} of {total}; {1000 * seconds / max(total, 1):.0f} ms an image\n")
+    print(f"== {told}: {odd} of {total}; {1000 * seconds / max(total, 1):.0f} ms of processor time an image\n")
     return kept
 
 
@@ -121,7 +122,7 @@ if known:
     for times in TIMES:
         sizes = [texture(pixels, mpp * times)[1] for pixels, mpp in known]
         wrong = [kinds(pixels, mpp * times) for pixels, mpp in known]
-        spread = " ".join(f"{value:.2f}" for value in np.percentile(sizes, (0, 1, 50, 99, 100)))
+        spread = " ".join(f"{value:.2f}" for value in np.nanpercentile(sizes, (0, 1, 50, 99, 100)))
         print(
             f"scale stated {times:g} times too large: named as scale {sum('scale' in one for one in wrong)}, as anything {sum(map(bool, wrong))}; nuclear size, min 1 50 99 max: {spread}"
         )

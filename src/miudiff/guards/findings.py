@@ -22,7 +22,7 @@ Kind = Literal["stain", "tissue", "focus", "scale", "model"]
 
 DARK = 0.6  # share of a picture that is nearly black: fluorescence
 DRAWN = 0.4  # share of what is no glass in exactly even areas: a drawing
-PRINTED = 0.0015  # share of what is not white that is black beside white: print on a page
+PRINTED = 0.001  # share of what is not white that is black beside white: print on a page
 INK = 0.01  # share of what is stained that is green: a pen
 TISSUE = 0.02  # share of a picture below which there is nothing to stain
 BROWN = 0.025  # share of the dye: DAB
@@ -30,6 +30,7 @@ EOSIN = 0.23  # index below which there is no eosin: DAB or hematoxylin alone
 SPECKS = 0.002  # share of a picture from which on its colours are looked at
 SHARP = 0.33  # contrast of fine over coarse detail
 NUCLEAR = (5.6, 8.8)  # micrometres
+PIXELS = 4.8  # across the least that is found: at a coarse scale more than nuclei
 # The size that is found where the scale stated is so many times the true one, as medians of H&E of known scale.
 FOUND = ((5.3, 0.25), (5.9, 0.5), (7.1, 1.0), (8.9, 2.0), (11.2, 4.0))
 
@@ -143,7 +144,7 @@ def _of_focus(sharp: float, mpp: float) -> Finding | None:
 
 
 def _of_scale(size: float, mpp: float) -> Finding | None:
-    low, high = NUCLEAR
+    low, high = NUCLEAR[0], max(NUCLEAR[1], PIXELS * mpp)
     if not (size < low or size > high):
         return None
     sizes, times = zip(*FOUND, strict=True)

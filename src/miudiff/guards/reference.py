@@ -24,6 +24,7 @@ from miudiff.stains import background_light, rgb_from_he, separate_stains
 Floats = NDArray[np.float64]
 
 FEWEST = 16  # images: fewer say too little of how H&E differs
+LEAST_SPREAD = 0.05  # of a statistic: one that hardly differs among few images may yet in others
 SHRINKAGE = 0.2  # of the covariance towards its diagonal
 
 
@@ -133,6 +134,5 @@ def _distance(at: Floats, mean: Floats, covariance: Floats) -> float:
 
 
 def _shrunk(rows: Floats) -> Floats:
-    covariance = np.cov(rows, rowvar=False)
-    diagonal = np.diag(np.diag(covariance) + 1e-6)
-    return np.asarray((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal)
+    covariance = np.cov(rows, rowvar=False) + LEAST_SPREAD**2 * np.eye(rows.shape[1])
+    return np.asarray((1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance)))
