@@ -102,7 +102,9 @@ def judge(words: list[str], right: bool) -> list[tuple[Pixels, float]]:
         total += sum(counts.values())
         print(f"{word}: {sum(counts.values())} images: {dict(counts)}")
     told = "false alarms" if right else "missed"
-    print(f"== {told}: {odd} of {total}; {1000 * seconds / max(total, 1):.0f} ms of processor time an image\n")
+    print(
+        f"== {told}: {odd} of {total}; {1000 * seconds / max(total, 1):.0f} ms of processor time an image\n"
+    )
     return kept
 
 

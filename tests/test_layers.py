@@ -17,6 +17,7 @@ GROUND = {
     "naming",
     "stains",
     "tissue",
+    "normalisation",
     "noise",
     "device",
     "progress",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -74,7 +75,8 @@ def inspect(
     parts, scale = part(samples, mpp)
     findings = [_of_focus(sharpness(parts, scale), mpp), _of_scale(nuclear_size(parts, scale), mpp)]
     if reference is not None:
-        findings.append(_of_distance(reference.distance(describe(parts, scale)), reference))
+        with contextlib.suppress(DataError):  # too little tissue to tell its dyes apart
+            findings.append(_of_distance(reference.distance(describe(parts, scale)), reference))
     return tuple(one for one in findings if one is not None)
 
 

@@ -19,11 +19,12 @@ from miudiff.config import Strict
 from miudiff.errors import DataError
 from miudiff.guards.texture import contrasts, part
 from miudiff.images import Pixels, list_images, read_image, read_scale
-from miudiff.stains import background_light, rgb_from_he, separate_stains
+from miudiff.normalisation import HEStains, fit_he_stains
 
 Floats = NDArray[np.float64]
 
 FEWEST = 16  # images: fewer say too little of how H&E differs
+FAINT = 0.1  # of a dye's strength: less of both is no tissue
 LEAST_SPREAD = 0.05  # of a statistic: one that hardly differs among few images may yet in others
 SHRINKAGE = 0.2  # of the covariance towards its diagonal
 
@@ -60,32 +61,24 @@ LENGTH = 13  # statistics
 
 
 def describe(parts: Sequence[Pixels], mpp: float) -> Floats:
-    """The statistics of an image or a slide, [LENGTH], from the parts that `texture.part` gives: means over the parts."""
-    return np.mean([_of_part(one, mpp) for one in parts], axis=0)
+    """The statistics of an image or a slide, [LENGTH], from the parts that `texture.part` gives: means over the parts.
+
+    Raises:
+        DataError: Too little tissue to tell the two dyes apart.
+    """
+    stains = fit_he_stains(parts)
+    return np.mean([_of_part(one, stains, mpp) for one in parts], axis=0)
 
 
-def _of_part(picture: Pixels, mpp: float) -> Floats:
-    """Median, upper and lower quartile and spread of each dye, how they go together, and the slope of the grain."""
-    hematoxylin, eosin = dyes(picture)
-    spread = [
-        statistic
-        for dye in (hematoxylin, eosin)
-        for statistic in (*np.percentile(dye, (25, 50, 75)), dye.std())
-    ]
-    together = float(np.corrcoef(hematoxylin, eosin)[0, 1]) if hematoxylin.std() * eosin.std() > 0 else 0.0
+def _of_part(picture: Pixels, stains: HEStains, mpp: float) -> Floats:
+    """Quartiles and spread of each dye where there is any, how the two go together, and the slope of the grain."""
+    amounts = stains.amounts(picture[::2, ::2]).reshape(-1, 2)
+    stained = amounts[amounts.max(axis=1) > FAINT]
+    dyes = (stained if len(stained) > 2 else amounts).T
+    spread = [statistic for dye in dyes for statistic in (*np.percentile(dye, (25, 50, 75)), dye.std())]
+    together = float(np.corrcoef(dyes[0], dyes[1])[0, 1]) if dyes.std(axis=1).all() else 0.0
     grain = np.log2(contrasts(picture, mpp) + 1e-3)
     return np.array([*spread, together, *np.diff(grain[::2]), grain[0] - grain[-1]])
-
-
-def dyes(picture: Pixels) -> tuple[Floats, Floats]:
-    """Hematoxylin and eosin of what is stained, each as a share of its own 99th percentile, two of [pixels]."""
-    light = np.maximum(background_light(picture), 150)
-    amounts = separate_stains(picture[::2, ::2].reshape(-1, 3), rgb_from_he, light)[:, :2].clip(0, None)
-    stained = amounts.sum(axis=1) > 0.15
-    if stained.sum() < 100:
-        stained = np.ones_like(stained)
-    strong = np.maximum(np.percentile(amounts[stained], 99, axis=0), 0.05)
-    return tuple((amounts[stained] / strong).T)  # type: ignore[return-value]
 
 
 def measure_reference(he: Sequence[Floats]) -> HEReference:
