@@ -70,7 +70,7 @@ def colours_of(samples: Sequence[Pixels]) -> Colours:
         drawn,
         printed,
         float(stained.mean()),
-        float(((x > 0.1) & (y < -0.1)).mean()),
+        float(((x > 0.5) & (y < 0)).mean()),
         float(amount[(x < -0.2) & (y < -0.1)].sum() / amount.sum()),
         float(np.median(y - TILT * x)),
     )
