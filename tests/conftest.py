@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +38,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     told = {(r.nodeid, *value) for r in reports for name, value in r.user_properties if name == "tally"}
     for test, seed, tried, wrong in sorted(told):
         terminalreporter.write_line(f"{test}: seed {seed}, tried {tried}, failed {wrong}")
+
+
+@pytest.fixture(autouse=True)
+def guards_heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sources of most tests are drawn, as the guards rightly say; their own tests hear it."""
+    monkeypatch.setattr(
+        logging.getLogger("miudiff.guards.findings"), "disabled", "guards" not in request.node.path.stem
+    )
 
 
 class Tape:

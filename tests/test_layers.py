@@ -17,8 +17,8 @@ GROUND = {
     "naming",
     "stains",
     "tissue",
-    "noise",
     "normalisation",
+    "noise",
     "device",
     "progress",
     "provenance",
@@ -31,6 +31,7 @@ CORE = {"diffusion", "information", "contrast", "gan"}
 ALLOWED = {
     **{name: set() for name in GROUND},
     "recipes": set(),
+    "guards": set(),  # knows no networks: it takes pixels
     "tiling": set(),  # knows no networks: it takes a function on uint8 tiles
     "slides": {"checkpoints", "tiling"},  # knows no networks: it takes pixels
     "evaluation": {"checkpoints"},  # knows no networks: it takes pixels and files
@@ -41,7 +42,7 @@ ALLOWED = {
     "gan": {"checkpoints"},
     "diffusion": LEARNING,
     "information": {*LEARNING, "diffusion"},
-    "methods": {*LEARNING, *CORE, "tiling"},
+    "methods": {*LEARNING, *CORE, "guards", "tiling"},
     "stainer": {"methods", "tiling"},
     "runs": {*LEARNING, *CORE, "methods"},
     "trajectory": {"methods"},
@@ -49,13 +50,14 @@ ALLOWED = {
     "samples": {"methods"},
     "result_folder": {"checkpoints"},
     "estimate": {"methods", "slides", "stainer"},
-    "translation": {"checkpoints", "estimate", "methods", "result_folder", "slides", "stainer"},
+    "translation": {"checkpoints", "estimate", "guards", "methods", "result_folder", "slides", "stainer"},
     "cluster": {"slides", "stainer"},
-    "slide_info": {"estimate", "slides", "stainer"},
+    "slide_info": {"estimate", "guards", "slides", "stainer"},
     "whole_slide": {
         "checkpoints",
         "cluster",
         "estimate",
+        "guards",
         "result_folder",
         "slide_report",
         "slides",

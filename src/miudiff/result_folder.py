@@ -25,6 +25,21 @@ NOTICE = "virtual stain: for research use only, not for diagnosis"
 FREE = ("threads",)  # settings that may differ between a result and the command that finds it
 
 
+def check_writable(folder: Path) -> None:
+    """Tell a folder that cannot be written before minutes are spent on what should lie in it.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise DataError(f"{folder}: cannot be written ({nearest} is a file)")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(
+            f"{folder}: cannot be written (no permission to write in {nearest}); give another target"
+        )
+
+
 def results_in(folder: Path) -> frozenset[str]:
     """The names of the images that a folder's record tells of."""
     try:

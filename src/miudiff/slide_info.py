@@ -8,11 +8,13 @@ from pathlib import Path
 
 from miudiff.errors import ConfigError, MiudiffError, SlideError
 from miudiff.estimate import pace_of
+from miudiff.guards import Finding, inspect
 from miudiff.progress import duration
 from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.choice import tissue_samples
 from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Frame, frame_of
-from miudiff.slides.overview import describe, tissue_mask
+from miudiff.slides.overview import TissueMap, describe, tissue_mask
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
 from miudiff.slides.sight import Rectangle, Sight, marking
@@ -27,6 +29,7 @@ def tell_slides(
     load: Callable[[], VirtualStainer] | None,
     say: Callable[[str], None],
     mark: bool = False,
+    strict: bool = False,
 ) -> list[str]:
     """Say what each slide holds; returns what is wrong with those that cannot be translated, a line each.
 
@@ -34,6 +37,7 @@ def tell_slides(
         mpp: Micrometres per pixel where the files do not state it.
         load: Makes the stainer that time and memory are estimated for; None leaves them out.
         mark: What cannot be read is counted instead of being an error, as `translate --mark-unreadable` takes it.
+        strict: What the guards find is wrong, instead of only said.
 
     Raises:
         ConfigError: No slides.
@@ -49,30 +53,61 @@ def tell_slides(
             with open_slide(path) as slide:
                 say(str(path))
                 scale = mpp or slide.mpp
-                bright = _not_bright(slide)
-                unreadable: list[Rectangle] = []
-                read = marking(slide, unreadable) if mark else None
                 began = time.monotonic()
-                tissue = None if bright else tissue_mask(slide, scale or 1.0, read)
+                tissue = _describe(slide, mpp, mark, say)
                 spent = time.monotonic() - began
-                for line in describe(slide, mpp, tissue):
-                    say(f"  {line}")
-                if unreadable:
-                    say(f"  damage   {_where(unreadable)} cannot be read")
-                if bright:
-                    failed.append(bright)
+                if load is not None and scale is not None:
+                    stainer = stainer or load()
+                found = _look(slide, scale, tissue, stainer, mark, say)
+                if strict and found:
+                    failed.append(f"{path}: {'; '.join(one.text for one in found)}")
                     continue
                 if load is None:
                     continue
                 if scale is None:
                     say("  estimate not possible without a scale")
                     continue
-                stainer = stainer or load()
+                assert stainer is not None
                 frame = frame_of(slide.width, slide.height, scale, stainer.model.card.mpp, stainer)
                 say(f"  estimate {_tell(stainer, Sight(slide, frame, tissue), spent)}")
         except MiudiffError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return failed
+
+
+def _describe(slide: Slide, mpp: float | None, mark: bool, say: Callable[[str], None]) -> TissueMap:
+    """Say what the file is; returns where its tissue is.
+
+    Raises:
+        SlideError: It is no brightfield slide, or a part of it cannot be read.
+    """
+    bright = _not_bright(slide)
+    unreadable: list[Rectangle] = []
+    read = marking(slide, unreadable) if mark else None
+    tissue = None if bright else tissue_mask(slide, mpp or slide.mpp or 1.0, read)
+    for line in describe(slide, mpp, tissue):
+        say(f"  {line}")
+    if unreadable:
+        say(f"  damage   {_where(unreadable)} cannot be read")
+    if tissue is None:
+        raise SlideError(bright)
+    return tissue
+
+
+def _look(
+    slide: Slide,
+    scale: float | None,
+    tissue: TissueMap,
+    stainer: VirtualStainer | None,
+    mark: bool,
+    say: Callable[[str], None],
+) -> tuple[Finding, ...]:
+    """Say what the guards find in some places of the slide."""
+    samples, sampled_at = tissue_samples(slide, scale, tissue, read=marking(slide, []) if mark else None)
+    found = inspect(samples, sampled_at, stainer.model.card.he_reference if stainer else None)
+    for one in found:
+        say(f"  {one.kind:<8} {one.text}")
+    return found
 
 
 def _where(found: Sequence[Rectangle]) -> str:

@@ -9,7 +9,6 @@ what guidance and refinement did in each step: [t, shift / noise, loss]. One bad
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
@@ -25,6 +24,7 @@ from miudiff.ahead import begun_ahead
 from miudiff.checkpoints import append_json
 from miudiff.errors import DataError, MiudiffError
 from miudiff.estimate import tell_images
+from miudiff.guards import inspect, warn
 from miudiff.images import (
     SUFFIXES,
     Pixels,
@@ -41,7 +41,7 @@ from miudiff.locks import lock, lock_of
 from miudiff.methods.sdedit import StepReport
 from miudiff.progress import Progress, duration
 from miudiff.provenance import SOURCE, source_digest
-from miudiff.result_folder import NOTICE, RECORD, announce, note, refuse_other, results_in
+from miudiff.result_folder import NOTICE, RECORD, announce, check_writable, note, refuse_other, results_in
 from miudiff.slides.reader import is_slide
 from miudiff.slides.result import UNCERTAINTY
 from miudiff.stainer import VirtualStainer
@@ -169,12 +169,14 @@ def translate_files(
     mpp: float | None,
     seed: int,
     overwrite: bool = False,
+    strict: bool = False,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Translate every image of `source` into `target`.
 
     Args:
         mpp: Micrometres per pixel of the sources; None takes what a file states, or else its pixels as they are, and says so.
+        strict: An image that the guards find something wrong with fails, before it is stained.
 
     Raises:
         DataError: Nothing to do, `target` holds results of other settings or sources, or a result cannot be written: a full
@@ -190,10 +192,10 @@ def translate_files(
         refuse_other(folder / RECORD, settings, pairs)
         if all(result.exists() for _, result in pairs):
             return Outcome(skipped=tuple(result for _, result in pairs))
-    _check_writable(folder)
+    check_writable(folder)
     pending = [path for path, result in pairs if overwrite or not result.exists()]
     tell_images(stainer, pending, lambda path: _scale(path, mpp, stainer)[0], say)
-    work = _Work(stainer, folder, settings, mpp, seed, overwrite, say)
+    work = _Work(stainer, folder, settings, mpp, seed, overwrite, strict, say)
     outcome = Outcome()
     with (
         announce(folder, settings, [result.name for _, result in pairs]),
@@ -223,10 +225,12 @@ class _Work:
         mpp: float | None,
         seed: int,
         overwrite: bool,
+        strict: bool,
         say: Callable[[str], None],
     ) -> None:
         self.stainer, self.folder, self.settings = stainer, folder, settings
         self.mpp, self.seed, self.overwrite, self.say = mpp, seed, overwrite, say
+        self.strict = strict
         self.began, self._began_at = time.monotonic(), time.time()
 
     def read(self, pair: tuple[Path, Path]) -> tuple[Pixels, str] | None:
@@ -263,6 +267,8 @@ class _Work:
                 )
             scale, told = _scale(path, self.mpp, self.stainer)
             rows, columns = self.stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
+            card = self.stainer.model.card
+            findings = warn(path, inspect([pixels], scale or card.mpp, card.he_reference), self.strict)
             self.say(
                 f"{path.name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, {told}; {columns} x {rows} at the model's scale"
             )
@@ -274,7 +280,7 @@ class _Work:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
             log.error("%s", message)
             return Outcome(failed=((path, message),))
-        entry = {"source": str(path), SOURCE: digest, "mpp": scale}
+        entry = {"source": str(path), SOURCE: digest, "mpp": scale, "findings": findings}
         with lock(self.folder / ".translation.lock", wait=True):
             note(self.folder / RECORD, self.settings, result.name, entry)
             append_json(self.folder / STEPS, {"image": result.name, "seed": self.seed, "steps": steps.log})
@@ -284,17 +290,6 @@ class _Work:
 
 def _read(path: Path) -> tuple[Pixels, str]:
     return read_image(path), source_digest(path)
-
-
-def _check_writable(folder: Path) -> None:
-    """Tell a folder that cannot be written before minutes are spent on what should lie in it."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise DataError(f"{folder}: cannot be written ({nearest} is a file)")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise DataError(
-            f"{folder}: cannot be written (no permission to write in {nearest}); give another target"
-        )
 
 
 class _Steps:

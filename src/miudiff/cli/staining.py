@@ -68,7 +68,7 @@ class SlideFlags:
         changed = (one.name for one in fields(self) if getattr(self, one.name) != one.default)
         return next(changed, "").replace("_", "-") or None
 
-    def options(self, seed: int, overwrite: bool) -> SlideOptions:
+    def options(self, seed: int, overwrite: bool, strict: bool) -> SlideOptions:
         """For the runner.
 
         Raises:
@@ -100,6 +100,7 @@ class SlideFlags:
             and not self.preview,  # which takes as long as the preview, and measures too little
             zarr=self.zarr,
             preview=self.preview,
+            strict=strict,
         )
 
 
@@ -121,6 +122,7 @@ def translate(
     mode: Literal["blend", "fuse"] = "blend",
     batch_size: int | None = None,
     overwrite: bool = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
     slides: Annotated[SlideFlags, Parameter(name="*")] = SlideFlags(),  # it is frozen
 ) -> int:
     """Translate H&E to virtual IHC: an image, a whole slide, or a folder of them. Each result keeps its source's name. Run it again to go on.
@@ -141,6 +143,7 @@ def translate(
         mode: Tiles are stained apart and blended, or agree after every step of the reverse walk (fuse), without refinement.
         batch_size: Tiles that the network is given at once: 1 on a processor, as many as half of a GPU's free memory holds, up to 64; halved where memory is short.
         overwrite: Make results again that are there.
+        strict: Refuse, instead of warn of, what does not look like H&E in focus at a believable scale.
     """
     from miudiff.result_folder import NOTICE
     from miudiff.stainer import VirtualStainer, check_mpp
@@ -156,7 +159,7 @@ def translate(
         plan(source, target)  # a wrong path is told before seconds are spent on weights
     if not jobs and (unused := slides.asked_for):
         raise ConfigError(f"--{unused}: is for whole slides; {source} is none, and holds none")
-    options = slides.options(seed, overwrite) if jobs else None
+    options = slides.options(seed, overwrite, strict) if jobs else None
     if slides.preview:
         _check_preview(source, jobs, images)
     refines = method in (None, "miu-diff") and preset not in (None, "fast")
@@ -187,7 +190,9 @@ def translate(
     )
     outcome = Outcome()
     if images:
-        outcome += translate_files(stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, say=say)
+        outcome += translate_files(
+            stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, strict=strict, say=say
+        )
     if options:
         outcome += stain_slides(stainer, load, jobs, options, slides.cluster, slides.workers, say)
     say(str(outcome))
@@ -245,6 +250,7 @@ def info(
     device: str = "auto",
     estimate: bool = True,
     mark_unreadable: Annotated[bool, Parameter(negative=())] = False,
+    strict: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Say what slides hold: size, levels, scale and where it was read, tissue, and what staining them here would take.
 
@@ -258,12 +264,13 @@ def info(
         device: auto, cpu, cuda, cuda:N or mps.
         estimate: Measure a few steps on this machine, and say time and memory.
         mark_unreadable: Say which places cannot be read and go on, instead of stopping at the first.
+        strict: Count as wrong what does not look like H&E in focus at a believable scale.
     """
     from miudiff.slide_info import tell_slides
     from miudiff.stainer import VirtualStainer
 
     load = partial(VirtualStainer.load, model, preset=preset, changes=set_, marker=marker, device=device)
-    failed = tell_slides(slides, mpp, load if estimate else None, say, mark_unreadable)
+    failed = tell_slides(slides, mpp, load if estimate else None, say, mark_unreadable, strict)
     for line in failed:
         complain(line)
     if not failed:

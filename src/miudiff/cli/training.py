@@ -138,6 +138,22 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
 
 
 @model_app.command
+def reference(model: Path, *, he: Path, mpp: float | None = None) -> int:
+    """Measure the H&E that a model knows, and put it into its folder: `translate` and `info` warn of images that are far from it.
+
+    Args:
+        model: The model folder.
+        he: A folder of at least 16 H&E images such as it was made for.
+        mpp: Micrometres per pixel of the images, where the files do not state it; by default the model's.
+    """
+    from miudiff.methods.model import add_reference
+
+    measured = add_reference(model, he, mpp)
+    say(f"{model}: {measured.images} images; a distance beyond {measured.limit:.1f} is far")
+    return 0
+
+
+@model_app.command
 def from_adm(
     checkpoint: Path,
     out: Path,

@@ -28,6 +28,7 @@ from miudiff.diffusion.classifier import NoisedClassifier, load_classifier, save
 from miudiff.diffusion.score import ScoreModel, load_unet
 from miudiff.diffusion.sde import MOST_STEPS, VPSDE
 from miudiff.errors import CheckpointError, ConfigError
+from miudiff.guards.reference import HEReference, reference_of
 from miudiff.images import Pixels, read_image, resize, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
@@ -48,6 +49,9 @@ class Card(Strict):
     mpp: Scale | None = Field(None, description="Micrometres per pixel that it was trained at.")
     tile: int = Field(256, ge=8, le=LARGEST_TILE, description="Side of a tile that it handles at once.")
     palette: dict[str, Palette] = Field({}, description="The palette of each marker, `methods.palette`.")
+    he_reference: HEReference | None = Field(
+        None, description="The H&E that it knows, which a far image is warned of: `guards.reference`."
+    )
     licence: str = "not stated"
     description: str = ""
 
@@ -307,3 +311,21 @@ def at_mpp(image: Pixels, mpp: float | None, target: float) -> Pixels:
     """The image, uint8 [H, W, 3], at `target` micrometres per pixel; as it is where its own scale is not known."""
     factor = (mpp or target) / target
     return resize(image, *(max(round(side * factor), 1) for side in image.shape[:2]))
+
+
+def add_reference(folder: Path, he: Path, mpp: float | None) -> HEReference:
+    """Measure the H&E that a model knows on the images of the folder `he`, and write it into the card.
+
+    Args:
+        mpp: Micrometres per pixel of the images; None takes what each states, or else the model's.
+
+    Raises:
+        CheckpointError: No model folder there.
+        DataError: Too few images, one that cannot be read, or one without a scale.
+    """
+    path = folder / INDEX
+    index = read_json(path)
+    reference = reference_of(he, mpp, index.get("mpp"))
+    index["he_reference"] = json.loads(reference.model_dump_json())
+    write_json(path, index)
+    return reference

@@ -1,4 +1,4 @@
-"""Some windows of a slide in place of all, for a preview: the densest, spread over its tissue."""
+"""Some windows of a slide in place of all, for a preview or to look at: the densest, spread over its tissue."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from miudiff.images import Pixels
 from miudiff.slides.frame import Frame, Window
 from miudiff.slides.overview import TissueMap
 from miudiff.slides.regions import Polygon, Regions
+from miudiff.slides.scaled import Read, read_scaled
 from miudiff.slides.sight import MARGIN, Sight
+from miudiff.slides.slide import Slide
+
+SAMPLE = 512  # pixels of a side
+FINEST = 0.5  # micrometres per pixel
 
 
 def densest(frame: Frame, windows: Sequence[Window], tissue: TissueMap, count: int) -> list[Window]:
@@ -69,3 +75,38 @@ def only(sight: Sight, windows: Sequence[Window]) -> Sight:
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)
         polygons.append(Polygon(f"field {number}", (corners,)))
     return replace(sight, regions=Regions(tuple(polygons)), chosen=frozenset(windows))
+
+
+def tissue_samples(
+    slide: Slide,
+    mpp: float | None,
+    tissue: TissueMap,
+    regions: Regions | None = None,
+    read: Read | None = None,
+    count: int = 6,
+) -> tuple[list[Pixels], float | None]:
+    """Up to `count` dense places of a slide, spread over its tissue, and their scale; none where there is no tissue.
+
+    A function of its arguments alone. Pixels finer than FINEST are shrunk to it; a scale that is not known stays so.
+
+    Args:
+        mpp: Micrometres per pixel of level 0.
+        regions: Only places that touch them.
+        read: Reads instead of `slide.read`.
+
+    Raises:
+        SlideError: A place cannot be read.
+    """
+    step = max(1.0, FINEST / mpp) if mpp else 1.0
+    width, height = (min(SAMPLE, max(1, int(side / step))) for side in (slide.width, slide.height))
+    across, down = round(width * step), round(height * step)
+    places, shares = [], []
+    for top in range(0, max(slide.height - down, 0) + 1, down):
+        for left in range(0, max(slide.width - across, 0) + 1, across):
+            share = 1 - float(tissue.in_box(left, top, left + across, top + down).mean()) / 255
+            if share > 0 and (regions is None or regions.mask(left, top, 8, 8, max(across, down) / 8).any()):
+                places.append(Window(top // down, left // across, left, top))
+                shares.append(share)
+    chosen = _spread(places, np.array(shares), count)
+    boxes = [(at.left, at.top, at.left + across, at.top + down) for at in chosen]
+    return [read_scaled(slide, box, width, height, read) for box in boxes], mpp and mpp * step

@@ -41,6 +41,7 @@ class SlideOptions:
         report: Write a report beside each result.
         zarr: Write the result as OME-Zarr as well.
         preview: Stain what about two minutes suffice for.
+        strict: A slide that the guards find something wrong with fails, before it is stained.
     """
 
     seed: int = 0
@@ -52,6 +53,7 @@ class SlideOptions:
     report: bool = True
     zarr: bool = False
     preview: bool = False
+    strict: bool = False
 
 
 def slide_jobs(source: Path, target: Path, mpp: float | None, roi: Path | None) -> list[SlideJob]:

@@ -91,6 +91,7 @@ _FREE = (
     "notice",
     "threads",
     "previewed",
+    "findings",
 )
 
 

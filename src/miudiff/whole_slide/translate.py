@@ -14,6 +14,7 @@ from miudiff.checkpoints import write_json
 from miudiff.cluster import LOCAL, Cluster
 from miudiff.errors import BusyError, MiudiffError
 from miudiff.estimate import tell_slide
+from miudiff.guards import inspect, warn
 from miudiff.images import beside, stem
 from miudiff.noise import NoiseKey
 from miudiff.progress import Progress
@@ -21,10 +22,11 @@ from miudiff.result_folder import NOTICE
 from miudiff.slide_report.make import make_report
 from miudiff.slides.blocks import Encoder
 from miudiff.slides.brightfield import check_brightfield
+from miudiff.slides.choice import tissue_samples
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.ome_tiff import assemble
 from miudiff.slides.ome_zarr import export_zarr
-from miudiff.slides.overview import tissue_mask
+from miudiff.slides.overview import TissueMap, tissue_mask
 from miudiff.slides.pyramid import BlockStore, Layout
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.regions import read_regions
@@ -173,8 +175,9 @@ def translate_slide(
                 f"{job.source.name}: {slide.width} x {slide.height} pixels, {told}; {frame.columns} x {frame.rows} at the model's scale"
             )
             sight = _look(slide, frame, mpp, stainer, job, options)
+            tissue = sight.glass or tissue_mask(slide, mpp or 1.0, _read(slide, options))
+            record["findings"] = _look_closer(sight, tissue, mpp, stainer, job, options)
             if options.preview:
-                tissue = sight.glass or tissue_mask(slide, mpp or 1.0, _read(slide, options))
                 spent = time.monotonic() - began
                 sight, chosen = choose(stainer, sight, tissue, options.compression, spent, kept, say)
                 record["previewed"] = chosen
@@ -257,6 +260,20 @@ def _look(
     if stainer.glass == "stain":
         return sight
     return replace(sight, glass=tissue_mask(slide, mpp or 1.0, _read(slide, options)))
+
+
+def _look_closer(
+    sight: Sight,
+    tissue: TissueMap,
+    mpp: float | None,
+    stainer: VirtualStainer,
+    job: SlideJob,
+    options: SlideOptions,
+) -> list[dict[str, Any]]:
+    """What the guards find in some places of the slide, for its record."""
+    card, read = stainer.model.card, _read(sight.slide, options)
+    samples, scale = tissue_samples(sight.slide, mpp, tissue, sight.regions, read)
+    return warn(job.source, inspect(samples, scale or card.mpp, card.he_reference), options.strict)
 
 
 def _read(slide: Slide, options: SlideOptions) -> Read | None:
