@@ -19,9 +19,9 @@ from miudiff.checkpoints import save_weights
 from miudiff.cli import main
 from miudiff.evaluation.evaluate import Settings, evaluate_folders
 from miudiff.evaluation.panel import MEASURES
-from miudiff.evaluation.report import BANNER
 from miudiff.evaluation.stain import integrated_optical_density
 from miudiff.images import resize, write_image
+from miudiff.pages.page import BANNER
 
 NAMES = ("s1_a", "s1_b", "s2_c")
 
