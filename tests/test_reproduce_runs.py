@@ -1,6 +1,7 @@
 """Whole comparisons with tiny networks: layouts, given models, tables, and going on after a stop in each stage."""
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -185,6 +186,13 @@ def test_table_2_has_its_rows_and_the_papers_beside_them(tmp_path, budget):
     assert "Budget tiny; 1 seed" in text
     assert "1 test images" in text
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
+    page = path.with_suffix(".html").read_text()
+    own, folded = page[: page.index("<details>")], page[page.index("<details>") :]
+    assert own.index("<h2>bci</h2>") < own.index("<table>") < own.index("<img")
+    assert own.count("<img") == 2 + len(body)  # H&E, real IHC and each row
+    assert "The paper reports" not in own
+    assert "The paper reports, BCI HER2" in folded
+    assert re.findall(r'<td class="number"><strong>', own)
 
 
 def test_figure_3_has_a_place_for_each_system_where_a_case_lacks_one(tmp_path, budget):

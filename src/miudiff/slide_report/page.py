@@ -191,20 +191,17 @@ def _regions_lead(report: Report, shown: Sequence[Row]) -> str:
 
 
 def _overviews(report: Report, view: View) -> list[Picture]:
-    case, area = report.case, report.area
+    case, area, cropped = report.case, report.area, is_part(view, report.case.virtual)
+    part = "The part of the slide that was stained, without specks." if cropped else "The slide."
+    if area.drawn is not None:
+        part = "The part of the slide that was translated."
     pictures = []
-    part = "The part of the slide that was translated."
-    if area.drawn is None:
-        part = (
-            "The part of the slide that was stained, without specks."
-            if is_part(view, case.virtual)
-            else "The slide."
-        )
     if case.he is not None:
         pictures.append(overview(case.he, area, view, case.mpp, ("H&E", part)))
     titles = (_stain(case), "Made from the H&E, not stained.")
     pictures.append(overview(case.virtual, area, view, case.mpp, titles))
-    pictures[0] = located(pictures[0], case.he or case.virtual, view)
+    if cropped:
+        pictures[0] = located(pictures[0], case.he or case.virtual, view)
     where = "Where the numbers by region are of."
     if isinstance(report.parts, Squares):
         where += " A1 is the square in the slide's upper left corner, B1 the one beside it."
