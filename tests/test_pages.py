@@ -1,6 +1,7 @@
 """The one look of all pages, their order from above to below, and the curtain, in a browser where there is one."""
 
 import io
+import json
 import re
 import shutil
 from importlib import resources
@@ -12,10 +13,12 @@ from PIL import Image
 from miudiff.demo import _page as demo_page
 from miudiff.evaluation.plot import IN_ORDER, dots
 from miudiff.evaluation.statistics import Interval, interval
+from miudiff.images import write_image
 from miudiff.pages.page import BANNER, CURTAIN, STYLE, write_page
 from miudiff.pages.parts import Cell, Commands, Dot, Figure, Folded, Notes, Plot, Rows, Table, markdown_table
 from miudiff.pages.pictures import data_uri
 from miudiff.reproduce.tables import best
+from miudiff.slide_report.make import make_report
 from miudiff.viewer.app import STATIC
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -315,3 +318,21 @@ def test_a_phone_shows_the_page_in_its_scheme_and_scrolls_tables_alone(open_page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(int(level) for level in re.findall(r"\d+", ground)) > 384) == (scheme == "light")
+
+
+def test_a_reports_index_is_as_large_as_its_caveat_and_stands_beside_it(open_page, tmp_path):
+    place = (slice(40, 300), slice(40, 400))
+    ihc = np.full((400, 600, 3), 240, np.uint8)
+    ihc[place] = np.random.default_rng(0).integers(60, 200, (*ihc[place].shape[:2], 3))
+    write_image(tmp_path / "a.ome.tif", ihc, 0.5)
+    record = {"miudiff": "0", "source": "gone.tif", "mpp": 0.5, "width": 600, "height": 400}
+    (tmp_path / "a.json").write_text(json.dumps(record | {"model": {"marker": "Ki67"}}))
+    page = open_page(make_report(tmp_path / "a.ome.tif", print))
+    number, caveat = (page.locator(".index strong").nth(index) for index in (0, 1))
+    assert "Ki-67 index" in page.locator(".index p").first.inner_text()
+    assert caveat.inner_text() == "Not a measurement"
+    sizes = [each.evaluate("(it) => getComputedStyle(it).fontSize") for each in (number, caveat)]
+    assert sizes[0] == sizes[1]
+    assert number.bounding_box()["y"] == caveat.bounding_box()["y"]
+    page.emulate_media(media="print")
+    assert page.locator("details dd").first.is_visible()  # a page on paper cannot be unfolded

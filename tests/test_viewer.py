@@ -301,7 +301,7 @@ def test_a_card_shows_what_was_stained_and_the_same_of_the_he(tmp_path):
         assert 'src="case/0/closeup/he"' in page
         shown = {role: decoded(ask(number, f"/case/0/closeup/{role}")[2])[..., :3] for role in ("he", "ihc")}
         assert ask(number, "/case/0/closeup/real")[0] == 404
-    for role, colour, scale in (("ihc", (120, 60, 40), 1.0), ("he", (90, 40, 120), 2.0)):
+    for role, colour in (("ihc", (120, 60, 40)), ("he", (90, 40, 120))):
         height, width = shown[role].shape[:2]
         inside = np.abs(shown[role].astype(int) - colour).max(-1) < 12
         assert inside[: height // 2, : width // 2].mean() > 0.6, role
