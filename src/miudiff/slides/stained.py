@@ -16,7 +16,7 @@ MARGIN = 0.04  # of the longer side of what was stained, on each side
 SPECK = 0.02  # of the largest piece's area: a smaller one is dust or debris, and does not widen the box
 WHOLE = 0.7  # of the slide's area: a box that holds more is the whole slide
 SMALL = 160  # pixels of the longer side of the small picture
-FRAME = (((255, 255, 255), 4), ((0, 0, 0), 2))  # colours and widths, one on the other: seen on any tissue
+FRAME = (((255, 255, 255), 8), ((0, 0, 0), 4))  # colours and widths, one on the other: seen on any tissue
 
 IntBox = tuple[int, int, int, int]
 
