@@ -9,13 +9,13 @@ answer away. The same deeds serve any other measure: look which rows it cannot t
 import argparse
 
 import numpy as np
+from miudiff.evaluation.report import markdown_table
 from scipy import ndimage
 from skimage.data import immunohistochemistry
 
 from miudiff.cells import dab_above_glass
 from miudiff.data.twin import SKIMAGE_MPP, render_twin
 from miudiff.evaluation.panel import FOREMOST
-from miudiff.evaluation.report import markdown_table
 from miudiff.evaluation.scores import score_images
 from miudiff.images import Pixels
 

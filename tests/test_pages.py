@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from miudiff.demo import _page as demo_page
-from miudiff.evaluation.plot import IN_ORDER, dots
+from miudiff.evaluation.panel import FOREMOST, MEASURES
+from miudiff.evaluation.plot import AXES, dots
 from miudiff.evaluation.statistics import Interval, interval
 from miudiff.images import write_image
 from miudiff.pages.page import BANNER, CURTAIN, STYLE, write_page
@@ -152,13 +153,16 @@ def test_a_dot_and_its_interval_lie_at_their_values_on_the_axis(page):
     assert ">1: as the real stain</text>" in page
 
 
-def test_five_measures_are_drawn_and_the_first_of_the_order_go_before_the_rest():
-    summary = {drawn.key: interval([0.2, 0.4]) for drawn in IN_ORDER}
-    assert [dot.title for dot in dots(summary)] == [drawn.title for drawn in IN_ORDER[:5]]
+def test_the_foremost_five_are_drawn_and_others_stand_in_for_what_is_missing():
+    assert tuple(AXES)[:5] == FOREMOST
+    assert set(AXES) <= set(MEASURES)
+    titles = [axis.title for axis in AXES.values()]
+    summary = {key: interval([0.2, 0.4]) for key in AXES}
+    assert [dot.title for dot in dots(summary)] == titles[:5]
     del summary["dab_dice_real"]
-    assert [dot.title for dot in dots(summary)] == [drawn.title for drawn in IN_ORDER[1:6]]
-    summary["iod_mape"] = Interval(np.inf, None, None, 0, 2)
-    assert "iod_mape" not in [dot.title for dot in dots(summary)]
+    assert [dot.title for dot in dots(summary)] == titles[1:6]
+    summary["iod_field_error"] = Interval(np.inf, None, None, 0, 2)
+    assert [dot.title for dot in dots(summary)] == [titles[1], *titles[3:7]]
     assert dots({"vif_source": interval([0.3])}) == []
 
 
@@ -166,7 +170,7 @@ def test_an_axis_holds_all_that_is_drawn_on_it():
     (dot,) = dots({"hist_rgb256": Interval(-0.2, -0.31, 0.1, 9)})
     assert dot.start == pytest.approx(-0.4)
     assert dot.share(-0.31) > 0
-    (dot,) = dots({"iod_mape": Interval(130.0, 80.0, 240.0, 9)})
+    (dot,) = dots({"iod_field_error": Interval(130.0, 80.0, 240.0, 9)})
     assert dot.end == 300
     assert (dot.target, dot.share(0)) == (0, 0)
     (dot,) = dots({"psnr_real": Interval(16.0, None, None, 1)})
@@ -186,6 +190,7 @@ def of(mean, low=None, high=None):
         ("psnr_real", [False, False, True]),
         ("iod_sum_1e7", [False, True, False]),
         ("iod_percent", [False, True, False]),
+        ("sharpness_real", [False, True, False]),
         ("seconds", [False, False, False]),
         ("psnr_source", [False, False, False]),
     ],
@@ -198,7 +203,7 @@ def test_what_the_interval_does_not_tell_from_the_best_is_the_best_too():
     column = [of(3.0, 2.5, 3.5), of(2.6, 2.2, 2.7), of(2.0, 1.5, 2.4), of(np.nan)]
     assert best("psnr_real", column) == [True, True, False, False]
     assert best("psnr_real", [of(2.0), of(2.0), of(1.0)]) == [True, True, False]
-    assert best("psnr_real", [of(np.nan), of(np.nan)]) == [False, False]
+    assert best("psnr_real", [of(np.nan), of(2.0)]) == [False, False]  # nothing to be better than
 
 
 # The demo's page

@@ -6,18 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from miudiff.evaluation.panel import too_few
+from miudiff.evaluation.panel import FOREMOST
 from miudiff.evaluation.statistics import Interval
 from miudiff.pages.parts import Dot
 
-DRAWN = 5
 
-
-class Drawn(NamedTuple):
-    """How a measure is drawn.
+class Axis(NamedTuple):
+    """How a measure is axis.
 
     Attributes:
-        key: Of `panel.MEASURES`.
         title: What it says, in words.
         unit: Behind its value.
         end: Of its axis, which begins with 0; both give way to values beyond them.
@@ -25,7 +22,6 @@ class Drawn(NamedTuple):
         meaning: What the target stands for.
     """
 
-    key: str
     title: str
     unit: str = ""
     end: float = 1.0
@@ -33,40 +29,34 @@ class Drawn(NamedTuple):
     meaning: str = "as the real stain"
 
 
-# The first five that a set has: the same places, the same amounts, the sum, the tissue, the sharpness; then what else there is.
-IN_ORDER = (
-    Drawn("dab_dice_real", "DAB in the same places (Dice)"),
-    Drawn("dab_r_real", "DAB in the same amounts (r)"),
-    Drawn("iod_mape", "Error of a field's DAB", " %", 100.0, 0.0),
-    Drawn("nuclei_dice_source", "Nuclei of the H&E kept (Dice)", meaning="as the H&E"),
-    Drawn("sharpness_real", "Sharpness", " of the real stain's", 2.0),
-    Drawn("hist_rgb256", "Colours (histogram correlation)"),
-    Drawn("psnr_real", "PSNR", " dB", 30.0, None),
-    Drawn("gradient_correlation_source", "Edges of the H&E kept (r)", meaning="as the H&E"),
-    Drawn("ssim_real_win7", "Structure (SSIM)"),
-    Drawn("vif_real", "Detail (VIF)"),
-)
+# By key of `panel.MEASURES`: the foremost, then what stands in for those that a set does not have.
+AXES = {
+    "dab_dice_real": Axis("DAB in the same places (Dice)"),
+    "dab_r_real": Axis("DAB in the same amounts (r)"),
+    "iod_field_error": Axis("Error of a field's DAB", " %", 100.0, 0.0),
+    "nuclei_dice_source": Axis("Nuclei of the H&E kept (Dice)", meaning="as the H&E"),
+    "sharpness_real": Axis("Sharpness, of the real stain's", "", 2.0),
+    "hist_rgb256": Axis("Colours (histogram correlation)"),
+    "psnr_real": Axis("PSNR", " dB", 30.0, None),
+    "gradient_correlation_source": Axis("Edges of the H&E kept (r)", meaning="as the H&E"),
+    "ssim_real_win7": Axis("Structure (SSIM)"),
+    "vif_real": Axis("Detail (VIF)"),
+}
 
 
 def dots(summary: Mapping[str, Interval]) -> list[Dot]:
-    """The first five of `IN_ORDER` that have a finite mean, with their intervals."""
-    there = [
-        drawn
-        for drawn in IN_ORDER
-        if drawn.key in summary
-        and math.isfinite(summary[drawn.key].mean)
-        and not too_few(drawn.key, summary[drawn.key].n)
-    ]
-    return [_dot(drawn, summary[drawn.key]) for drawn in there[:DRAWN]]
+    """As many measures of `AXES` as are foremost, the first that have a finite mean, with their intervals."""
+    there = [key for key in AXES if key in summary and math.isfinite(summary[key].mean)]
+    return [_dot(AXES[key], summary[key]) for key in there[: len(FOREMOST)]]
 
 
-def _dot(drawn: Drawn, found: Interval) -> Dot:
+def _dot(axis: Axis, found: Interval) -> Dot:
     low, high = found.low, found.high
     between = f"{low:.3g} to {high:.3g}" if low is not None and high is not None else ""
     values = [found.mean, *(value for value in (low, high) if value is not None)]
-    start, end = _round_down(min(0.0, *values)), max(drawn.end, -_round_down(-max(values)))
-    value = f"{found.mean:.3g}{drawn.unit}"
-    return Dot(drawn.title, value, between, found.mean, low, high, start, end, drawn.target, drawn.meaning)
+    start, end = _round_down(min(0.0, *values)), max(axis.end, -_round_down(-max(values)))
+    value = f"{found.mean:.3g}{axis.unit}"
+    return Dot(axis.title, value, between, found.mean, low, high, start, end, axis.target, axis.meaning)
 
 
 def _round_down(value: float) -> float:

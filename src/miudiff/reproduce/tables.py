@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,14 +150,19 @@ def _baseline(results: Mapping[str, Result]) -> dict[str, float]:
 def best(key: str, column: Sequence[Interval]) -> list[bool]:
     """Which rows of a column are the best: the first of them, and those whose interval reaches its own.
 
-    Without intervals (one seed) only what equals the first one counts. A column without a better side has no best.
+    Without intervals (one seed) only what equals the first one counts. A column without a better side, or with one known row, has no best.
     """
     side = (
         "near 0" if key.startswith("iod_percent") else MEASURES[key].better if key in MEASURES else "context"
     )
-    costs = {"higher": lambda v: -v, "lower": lambda v: v, "near 0": abs}
+    costs: dict[str, Callable[[float], float]] = {
+        "higher": lambda v: -v,
+        "lower": lambda v: v,
+        "near 0": abs,
+        "near 1": lambda v: abs(v - 1),
+    }
     known = [each for each in column if math.isfinite(each.mean)]
-    if side not in costs or not known:
+    if side not in costs or len(known) < 2:
         return [False] * len(column)
     cost = costs[side]
     first = min(known, key=lambda each: cost(each.mean))
