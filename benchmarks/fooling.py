@@ -9,7 +9,6 @@ answer away. The same deeds serve any other measure: look which rows it cannot t
 import argparse
 
 import numpy as np
-from miudiff.evaluation.report import markdown_table
 from scipy import ndimage
 from skimage.data import immunohistochemistry
 
@@ -18,6 +17,7 @@ from miudiff.data.twin import SKIMAGE_MPP, render_twin
 from miudiff.evaluation.panel import FOREMOST
 from miudiff.evaluation.scores import score_images
 from miudiff.images import Pixels
+from miudiff.pages.parts import markdown_table
 
 SHOWN = ("psnr_real", "hist_rgb256", *FOREMOST, "dab_r_2um_real", "dab_r_32um_real", "gradient_r_2um_source")
 

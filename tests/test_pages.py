@@ -177,6 +177,20 @@ def test_an_axis_holds_all_that_is_drawn_on_it():
     assert (dot.low, dot.target, dot.value) == (None, None, "16 dB")
 
 
+def test_no_text_of_an_axis_lies_on_another():
+    def dot(end, target):
+        return Dot("", "", "", 0.5, None, None, 0.0, end, target, "as the real stain")
+
+    assert dot(2.0, 1.0).ticks == [
+        (0, "start", "0"),
+        (100, "end", "2"),
+        (50, "middle", "1: as the real stain"),
+    ]
+    assert dot(20.0, 1.0).ticks == [(100, "end", "20"), (5, "start", "1: as the real stain")]
+    assert dot(1.0, 1.0).ticks == [(0, "start", "0"), (100, "end", "1: as the real stain")]
+    assert dot(30.0, None).ticks == [(0, "start", "0"), (100, "end", "30")]
+
+
 # The best of a column
 
 

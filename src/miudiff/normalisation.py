@@ -19,7 +19,9 @@ from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN, Floats, optical_density, st
 
 FEWEST = 2000  # pixels of tissue below which nothing is estimated
 STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue
-COLOURED = 0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
+COLOURED = (
+    0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
+)
 EXTREMES = (1.0, 99.0)  # percentiles of the angle that are the dyes
 NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
 STRONGEST = 99.0  # percentile of a dye's amount that is its strength

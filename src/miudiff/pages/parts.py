@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 from miudiff.images import Pixels
 
 MISSING = "–"
+NEAR = 25.0  # per cent of an axis: two texts below it would touch
 
 
 class Cell(NamedTuple):
@@ -116,12 +117,14 @@ class Dot:
 
     @property
     def ticks(self) -> list[tuple[float, str, str]]:
-        """Place in per cent, anchor and text of what is written below the axis."""
-        goal = f"{self.target:g}: {self.meaning}" if self.target is not None else ""
-        ends = [(0.0, "start", self.start), (100.0, "end", self.end)]
-        texts = [(at, side, goal if value == self.target else f"{value:g}") for at, side, value in ends]
-        inner = self.target is not None and self.target not in (self.start, self.end)
-        return [*texts, *([(self.share(self.target or 0.0), "middle", goal)] if inner else [])]
+        """Place in per cent, anchor and text of what is written below the axis; a target takes a near end's place."""
+        ends = [(0.0, "start", f"{self.start:g}"), (100.0, "end", f"{self.end:g}")]
+        if self.target is None:
+            return ends
+        at = self.share(self.target)
+        side = "start" if at < NEAR else "end" if at > 100 - NEAR else "middle"
+        free = [end for end in ends if abs(end[0] - at) >= NEAR]
+        return [*free, (at, side, f"{self.target:g}: {self.meaning}")]
 
 
 @dataclass(frozen=True)
