@@ -15,9 +15,9 @@ from skimage.data import immunohistochemistry
 from miudiff.cells import dab_above_glass
 from miudiff.data.twin import SKIMAGE_MPP, render_twin
 from miudiff.evaluation.panel import FOREMOST
-from miudiff.evaluation.report import markdown_table
 from miudiff.evaluation.scores import score_images
 from miudiff.images import Pixels
+from miudiff.pages.parts import markdown_table
 
 SHOWN = ("psnr_real", "hist_rgb256", *FOREMOST, "dab_r_2um_real", "dab_r_32um_real", "gradient_r_2um_source")
 

@@ -72,7 +72,7 @@ def test_the_region_is_brought_to_the_models_scale():
 
 def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
     images = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
-    scores = {"psnr_real": 12.3456, "vif_source": math.inf}
+    scores = {"psnr_real": 12.3456, "vif_source": math.inf, "iod_virtual": 30.0, "iod_real": 40.0}
     page(
         tmp_path / "report.html",
         {name: tissue(seed=i) for i, name in enumerate(images)},

@@ -1,6 +1,8 @@
 """`miudiff evaluate` as a user meets it: files, numbers, and one line and exit code 2 for what is wrong."""
 
+import base64
 import csv
+import io
 import json
 import os
 import re
@@ -19,9 +21,9 @@ from miudiff.checkpoints import save_weights
 from miudiff.cli import main
 from miudiff.evaluation.evaluate import Settings, evaluate_folders
 from miudiff.evaluation.panel import MEASURES
-from miudiff.evaluation.report import BANNER
 from miudiff.evaluation.stain import integrated_optical_density
 from miudiff.images import resize, write_image
+from miudiff.pages.page import BANNER
 
 NAMES = ("s1_a", "s1_b", "s2_c")
 
@@ -126,6 +128,32 @@ def test_every_file_is_written_and_agrees(folders, capsys):
     titles = re.findall(r"<h2>(Worst|Best) cases</h2>", page)
     assert titles == ["Worst", "Best"]
     assert sum(name in page for name in NAMES) == 3
+
+
+def test_the_page_begins_with_cases_and_a_plot_and_folds_the_numbers(folders):
+    assert evaluate("G", "R", "--source", "S", "--nucleus", "12", "--out", "o") == 0
+    page = (folders / "o" / "report.html").read_text()
+    marks = ["Worst cases</h2>", "Best cases</h2>", "How near to the real stain", "<details>", "<table>"]
+    places = [page.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert page.index("<img") < page.index("<table>")
+    assert page[: page.index("<details>")].count("<svg") == 5
+    open_parts = page[: page.index("<details>")]
+    assert (
+        re.findall(r"<h3>(H&amp;E|Generated|Real)</h3>", open_parts) == ["H&amp;E", "Generated", "Real"] * 2
+    )
+    assert page.count(BANNER) == 1
+
+
+def test_a_large_case_is_shown_at_512_pixels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wide = np.asarray(Image.fromarray(immunohistochemistry()).resize((800, 600)))
+    for folder in "GR":
+        write_image(tmp_path / folder / "a.png", wide)
+    assert evaluate("G", "R", "--out", "o") == 0
+    page = (tmp_path / "o" / "report.html").read_text()
+    (first, *_) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    assert Image.open(io.BytesIO(base64.b64decode(first))).size == (512, 384)
 
 
 def test_names_match_whatever_the_endings(folders, images):

@@ -34,7 +34,8 @@ ALLOWED = {
     "guards": set(),  # knows no networks: it takes pixels
     "tiling": set(),  # knows no networks: it takes a function on uint8 tiles
     "slides": {"checkpoints", "tiling"},  # knows no networks: it takes pixels
-    "evaluation": {"checkpoints"},  # knows no networks: it takes pixels and files
+    "pages": set(),  # knows nothing of what it shows
+    "evaluation": {"checkpoints", "pages"},  # knows no networks: it takes pixels and files
     "checkpoints": set(),
     "data": set(),
     "training": {"checkpoints"},
@@ -64,10 +65,10 @@ ALLOWED = {
         "stainer",
         "translation",
     },
-    "slide_report": {"checkpoints", "evaluation", "slides"},  # measures pixels and knows no networks
-    "demo": {"checkpoints", "data", "evaluation", "stainer", "trajectory", "methods"},
-    "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "recipes", "runs", "stainer"},
-    "viewer": {"checkpoints", "slides"},
+    "slide_report": {"checkpoints", "evaluation", "pages", "slides"},  # measures pixels and knows no networks
+    "demo": {"checkpoints", "data", "evaluation", "pages", "stainer", "trajectory", "methods"},
+    "reproduce": {*LEARNING, *CORE, "evaluation", "methods", "pages", "recipes", "runs", "stainer"},
+    "viewer": {"checkpoints", "pages", "slides"},
     "doctor": {"methods"},
     "bench": {*LEARNING, *CORE, "estimate", "evaluation", "methods", "runs", "slides", "stainer"},
 }

@@ -23,15 +23,6 @@ from miudiff.evaluation.fidelity import (
     vif_luma,
 )
 from miudiff.evaluation.panel import measure
-from miudiff.evaluation.report import (
-    BANNER,
-    GAP,
-    Figure,
-    Table,
-    contact_sheet,
-    markdown_table,
-    write_report,
-)
 from miudiff.evaluation.scores import score_images
 from miudiff.evaluation.stain import (
     at_side,
@@ -42,6 +33,9 @@ from miudiff.evaluation.stain import (
 )
 from miudiff.evaluation.statistics import Interval, interval
 from miudiff.images import write_image
+from miudiff.pages.page import BANNER, write_page
+from miudiff.pages.parts import Figure, Notes, Table, markdown_table
+from miudiff.pages.pictures import GAP, contact_sheet
 from miudiff.stains import combine_stains, rgb_from_hdab
 
 
@@ -437,7 +431,7 @@ HOSTILE = "<script>alert('1')</script> & \"more\""
 def page(tmp_path, ihc):
     write_image(tmp_path / "tile.jpg", ihc)
     write_image(tmp_path / "tile.tif", ihc)
-    write_report(
+    write_page(
         tmp_path / "new" / "report.html",
         HOSTILE,
         f"Lead {HOSTILE}",
@@ -446,9 +440,9 @@ def page(tmp_path, ihc):
             Figure("grey", "one channel", ihc[..., 0]),
             Figure("file", "a JPEG", tmp_path / "tile.jpg"),
             Figure("other", "a TIFF", str(tmp_path / "tile.tif")),
+            Table(HOSTILE, ["Method", HOSTILE], [[HOSTILE, 1.23456], ["none", math.nan]], HOSTILE),
+            Notes("Notes", [HOSTILE]),
         ],
-        [Table(HOSTILE, ["Method", HOSTILE], [[HOSTILE, 1.23456], ["none", math.nan]], HOSTILE)],
-        [HOSTILE],
     )
     return (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
 
@@ -464,7 +458,7 @@ def test_the_report_is_well_formed_and_shows_what_it_was_given(page):
 
 def test_the_report_bears_the_banner(page, tmp_path):
     assert BANNER in Page(page).text
-    write_report(tmp_path / "empty.html", "Nothing", "")
+    write_page(tmp_path / "empty.html", "Nothing", "")
     assert BANNER in Page((tmp_path / "empty.html").read_text(encoding="utf-8")).text
 
 
@@ -495,7 +489,7 @@ def test_a_figure_that_cannot_be_read_leaves_no_report(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     for name, message in [("broken.png", "is not an image"), ("missing.png", "No such file")]:
         with pytest.raises(DataError, match=message):
-            write_report(tmp_path / "report.html", "t", "l", [Figure("f", "c", tmp_path / name)])
+            write_page(tmp_path / "report.html", "t", "l", [Figure("f", "c", tmp_path / name)])
     assert not (tmp_path / "report.html").exists()
 
 

@@ -10,6 +10,7 @@ import pytest
 from miudiff.config import to_yaml
 from miudiff.data.twin import at_scale, twin_region
 from miudiff.errors import ConfigError, DataError
+from miudiff.evaluation.statistics import interval
 from miudiff.images import list_images, read_image, write_image
 from miudiff.methods.presets import ABLATIONS
 from miudiff.reproduce import reproduce
@@ -20,8 +21,7 @@ from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
 from miudiff.reproduce.rows import COMPARED, TABLES, chosen, rows_of
 from miudiff.reproduce.scoring import score_once
 from miudiff.reproduce.sources import Source, parse_sources
-from miudiff.reproduce.tables import BASELINE
-from miudiff.reproduce.tables import _cell as cell
+from miudiff.reproduce.tables import BASELINE, _cell
 from miudiff.reproduce.training import run_config
 from miudiff.reproduce.translating import Translated
 from miudiff.runs import RunConfig
@@ -335,6 +335,10 @@ def test_scores_of_other_images_or_of_other_measures_are_not_taken(tmp_path):
 def test_no_seed_is_refused(tmp_path, budget):
     with pytest.raises(ConfigError, match="--seeds: found 0"):
         reproduce(options("table1", bci(tmp_path / "bci"), tmp_path / "out", budget, seeds=0), False, print)
+
+
+def cell(values):
+    return _cell(interval(values), False).text
 
 
 def test_a_cell_is_a_mean_with_its_interval_and_of_one_seed_a_mean():

@@ -1,6 +1,7 @@
 """Whole comparisons with tiny networks: layouts, given models, tables, and going on after a stop in each stage."""
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -18,6 +19,7 @@ from miudiff.methods.model import load_model, save_model
 from miudiff.methods.sdedit import SDEdit
 from miudiff.reproduce import Options
 from miudiff.reproduce.rows import rows_of
+from miudiff.reproduce.tables import BASELINE
 from small_set import TINY, bci, budget_file, make, mist, options, plain
 from tiny import NETWORK, tiny_model, tiny_palette
 
@@ -175,7 +177,8 @@ def test_table_2_has_its_rows_and_the_papers_beside_them(tmp_path, budget):
     asked = replace(options("table2", root, out, budget), data=(f"bci={root}",), mpp=("bci=0.5",))
     path, _ = make(asked)
     text = path.read_text()
-    header, _, *body = rows_in(text, "bci")
+    header, _, baseline, *body = rows_in(text, "bci")
+    assert baseline[0] == BASELINE
     assert header[:5] == ["row", "PSNR ↑", "VIF (H&E) ↑", "Hist ↑", "IOD x1e7 → 0"]
     assert [row[0] for row in body] == [row.name for row in rows_of("table2", "fast", 3)]
     assert [row[0] for row in body[4:]] == ["t0'=80", "t0'=10", "S=500", "S=100"]
@@ -185,6 +188,13 @@ def test_table_2_has_its_rows_and_the_papers_beside_them(tmp_path, budget):
     assert "Budget tiny; 1 seed" in text
     assert "1 test images" in text
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
+    page = path.with_suffix(".html").read_text()
+    own, folded = page[: page.index("<details>")], page[page.index("<details>") :]
+    assert own.index("<h2>bci</h2>") < own.index("<table>") < own.index("<img")
+    assert own.count("<img") == 2 + len(body)  # H&E, real IHC and each row
+    assert "The paper reports" not in own
+    assert "The paper reports, BCI HER2" in folded
+    assert re.findall(r'<td class="number"><strong>', own)
 
 
 def test_figure_3_has_a_place_for_each_system_where_a_case_lacks_one(tmp_path, budget):
@@ -221,7 +231,7 @@ def test_rows_by_name_do_not_replace_the_whole_table(tmp_path, budget):
     part, _ = make(replace(asked, only=("S=100", "S=100")))
     assert part != whole
     assert whole.read_bytes() == before
-    assert [row[0] for row in rows_in(part.read_text(), "set")[2:]] == ["S=100"]
+    assert [row[0] for row in rows_in(part.read_text(), "set")[2:]] == [BASELINE, "S=100"]
 
 
 def test_every_diffusion_row_of_a_seed_draws_the_same_noise(tmp_path, budget, monkeypatch):

@@ -26,6 +26,7 @@ from miudiff.slides.overview import TissueMap
 from miudiff.slides.reader import open_slide
 from miudiff.slides.regions import Feature, Polygon, Regions, read_regions, write_features
 from miudiff.slides.slide import Level, Scale, Slide
+from miudiff.slides.stained import stained_box
 from miudiff.stains import combine_stains, dab_map, rgb_from_hdab
 
 GROUND = (238, 238, 240)
@@ -470,6 +471,80 @@ def test_pictures_show_the_regions_and_nothing_else(tmp_path):
     y, x = np.nonzero(shown["Positive area"][..., 0] < 100)
     factor = shown["Positive area"].shape[1] / 416
     assert (x.mean() / factor + 192, y.mean() / factor + 288) == pytest.approx((275, 375), abs=20)
+
+
+def islands(*boxes):
+    """A virtual stain that is glass but for boxes of tissue: left, top, right, bottom."""
+    virtual = flat(1024, 2048)
+    for left, top, right, bottom in boxes:
+        height, width = bottom - top, right - left
+        virtual[top:bottom, left:right] = tissue(height, width)
+    return virtual
+
+
+def test_pictures_are_cropped_to_what_was_stained_and_say_where_that_lies(tmp_path):
+    virtual = islands((200, 300, 600, 500))
+    _, _, page = report(case(tmp_path, virtual, virtual))
+    for title, picture in pictures(page).items():
+        height, width = picture.shape[:2]
+        # in squares of 32, with a margin
+        assert 400 / 300 < width / height < 400 / 200, title
+        assert width < 1000 or height < 1000, title
+    assert "The part of the slide that was stained, without specks." in page
+    (content,) = re.findall(r'class="inset" src="data:[^,]*,([^"]*)" alt="[^"]+"', page)
+    small = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("L")).astype(int)
+    assert small.shape == (80, 160)
+    y, x = np.nonzero(small < 40)  # the frame
+    assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((14, 49, 21, 40), abs=4)
+
+
+def test_a_slide_that_was_stained_all_over_is_shown_whole(tmp_path):
+    everywhere = tissue(512, 512)
+    _, _, page = report(case(tmp_path, everywhere, everywhere))
+    assert 'class="inset"' not in page
+    assert "<figcaption>The slide." in page
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        ([(200, 300, 600, 500)], (200, 300, 600, 500)),
+        ([(200, 200, 900, 800), (1500, 150, 1512, 162)], (200, 200, 900, 800)),  # a speck
+        ([(200, 300, 400, 500), (700, 400, 900, 600)], (200, 300, 900, 600)),
+        ([], (0, 0, 2048, 1024)),
+        ([(10, 10, 2040, 1010)], (0, 0, 2048, 1024)),
+    ],
+)
+def test_the_box_of_what_was_stained_holds_every_piece_and_no_speck(tmp_path, boxes, expected):
+    write_image(tmp_path / "a.tif", islands(*boxes), 0.5)
+    with open_slide(tmp_path / "a.tif") as slide:
+        found = stained_box(slide)
+    if expected == (0, 0, 2048, 1024):
+        assert found == expected
+    else:
+        left, top, right, bottom = expected
+        assert found[0] < left
+        assert found[1] < top
+        assert found[2] > right
+        assert found[3] > bottom
+        assert found == pytest.approx(expected, abs=0.05 * (right - left) + 40)
+
+
+def test_pictures_come_before_numbers_and_the_index_stands_beside_its_caveat(tmp_path):
+    image = discs(512, 512, grid(512, 512, 64), [BROWN, BLUE] * 24 + [BROWN], 8)
+    _, found, page = report(case(tmp_path, image))
+    index = f"<strong>{100 * found['all']['positive_cell_share']:.1f} %</strong> Ki-67 index"
+    marks = [
+        "<h3>H&amp;E</h3>",
+        index,
+        "<strong>Not a measurement</strong>",
+        '<dl class="keys">',
+        "<details>",
+    ]
+    places = [page.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert page.count("Virtual stain: for research use only, not for diagnosis.") == 1
+    assert page.index("How it was made</summary>") > page.index("<details>")
 
 
 def test_regions_that_have_changed_are_not_taken_for_those_that_were_translated(tmp_path):

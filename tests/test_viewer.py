@@ -21,8 +21,10 @@ from PIL import Image
 
 from miudiff.errors import ConfigError, DataError
 from miudiff.images import beside, write_image
+from miudiff.pages.page import STYLE
 from miudiff.slide_report.plane import Plane
 from miudiff.slide_report.uncertainty import write_uncertainty
+from miudiff.slides import sight
 from miudiff.slides.reader import open_slide, read_scaled
 from miudiff.slides.regions import Feature, write_features
 from miudiff.slides.result import UNCERTAINTY
@@ -284,6 +286,38 @@ def test_what_lies_outside_of_the_translated_regions_is_transparent(tmp_path):
         assert (decoded(ask(number, "/case/0/tile/ihc/0/1_1")[2])[..., 3] == 0).all()
         small = decoded(ask(number, "/case/0/thumbnail/ihc")[2])[..., 3] == 255
         np.testing.assert_array_equal(small, expected[::2, ::2])
+
+
+def test_a_card_shows_what_was_stained_and_the_same_of_the_he(tmp_path):
+    ihc = np.full((600, 900, 3), sight.OUTSIDE, np.uint8)
+    ihc[100:300, 100:400] = (120, 60, 40)
+    he = np.full((1200, 1800, 3), (200, 90, 150), np.uint8)
+    he[200:600, 200:800] = (90, 40, 120)
+    write_image(tmp_path / "x.ome.tif", ihc, 0.5)
+    write_image(tmp_path / "he.png", he)
+    both = Case("x", tmp_path / "he.png", tmp_path / "x.ome.tif")
+    with serving(create_app([both], tmp_path)) as number:
+        page = ask(number, "/")[2].decode()
+        assert 'src="case/0/closeup/he"' in page
+        shown = {role: decoded(ask(number, f"/case/0/closeup/{role}")[2])[..., :3] for role in ("he", "ihc")}
+        assert ask(number, "/case/0/closeup/real")[0] == 404
+    for role, colour in (("ihc", (120, 60, 40)), ("he", (90, 40, 120))):
+        height, width = shown[role].shape[:2]
+        inside = np.abs(shown[role].astype(int) - colour).max(-1) < 12
+        assert inside[: height // 2, : width // 2].mean() > 0.6, role
+        assert max(height, width) <= 512
+        # the square of 300 x 200 with a margin
+        assert 300 / 200 > width / height > 1.25, role
+        assert inside.mean() > 0.4, role
+    assert shown["he"].shape == pytest.approx((512 * 264 / 364, 512, 3), abs=4)
+
+
+def test_the_viewer_serves_the_style_of_all_pages(port):
+    status, headers, body = ask(port, "/static/style.css")
+    assert (status, headers["content-type"].partition(";")[0]) == (200, "text/css")
+    assert body.decode() == STYLE
+    for page in ("/", "/case/0/"):
+        assert b"static/style.css" in ask(port, page)[2]
 
 
 def test_regions_that_change_are_shown_as_they_are_now(tmp_path):

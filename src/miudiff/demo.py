@@ -11,13 +11,30 @@ import numpy as np
 from miudiff.checkpoints import write_json
 from miudiff.data.twin import MARKER, at_scale, twin_region
 from miudiff.evaluation.fidelity import histogram_correlation, psnr, vif
-from miudiff.evaluation.report import Figure, Table, write_report
 from miudiff.evaluation.stain import dab_density, integrated_optical_density
 from miudiff.images import Pixels, write_image
 from miudiff.methods.sdedit import StepReport
+from miudiff.pages.page import write_page
+from miudiff.pages.parts import Commands, Figure, Folded, Notes, Part, Rows, Table
 from miudiff.progress import Progress
 from miudiff.stainer import VirtualStainer
 from miudiff.trajectory import Trajectory
+
+NEXT = (
+    (
+        "miudiff translate he.png ihc.png --mpp 0.5",
+        "Your own image; --mpp is its scale, in micrometres per pixel.",
+    ),
+    (
+        "miudiff translate case.svs out/case.ome.tif",
+        "A whole slide, with a report beside it; --preview is quick.",
+    ),
+    ("miudiff view case.svs out/case.ome.tif", "Both slides in the browser, side by side or with a curtain."),
+    (
+        "miudiff evaluate ihc_folder real_folder --source he_folder --out scores",
+        "How near virtual stains are to real ones.",
+    ),
+)
 
 
 def run_demo(out: Path, preset: str, seed: int, device: str, say: Callable[[str], None]) -> None:
@@ -80,27 +97,46 @@ def dab_picture(image: Pixels) -> Pixels:
 def _page(
     path: Path, images: dict[str, Pixels], scores: dict[str, float], preset: str, seed: int, seconds: float
 ) -> None:
-    figures = [
+    tissue = [
         Figure("H&E", "The source: the H&E twin of tissue that no network saw in training.", images["he"]),
         Figure("Virtual IHC", f"Preset {preset}, seed {seed}, in {seconds:.0f} s.", images["virtual_ihc"]),
         Figure(
             "Real IHC", "The same tissue, as it was stained (FHL2 in DAB, hematoxylin).", images["real_ihc"]
         ),
+    ]
+    density = [
         Figure("DAB, virtual", "Density by colour deconvolution; darker is more.", images["dab_virtual"]),
         Figure("DAB, real", "The same of the real IHC.", images["dab_real"]),
-        Figure("From y_S to y_0", "The reverse process, left to right.", images["trajectory"]),
     ]
-    rows = [[name, f"{value:.4g}"] for name, value in scores.items()]
+    walk = Figure("From y_S to y_0", "The reverse process, left to right.", images["trajectory"])
     table = Table(
         "Against the true twin",
         ["measure", "value"],
-        rows,
+        [[name, value] for name, value in scores.items()],
         "PSNR in dB and Hist (256 bins of R, G and B) against the real IHC; VIF against the H&E; IOD after ImageJ's recipe, of this image alone.",
     )
     notes = [
         "The twin's H&E was rendered from the real IHC image of scikit-image (colon), so pair and alignment are exact; it is no laboratory H&E.",
-        "One small region and one seed: an example, not an evaluation. `miudiff reproduce table1 --data twin` measures.",
+        "`miudiff reproduce table1 --data twin` measures.",
     ]
-    write_report(
-        path, "miudiff demo", "H&E to virtual IHC with the weights that ship.", figures, [table], notes
+    parts: list[Part] = [
+        Rows("One tissue, three times", [("", tissue)], "Drag a curtain: each picture uncovers the next."),
+        Commands("Next", NEXT),
+        table,
+        Rows("Where the DAB is", [("", density)]),
+        Folded("How the picture was made, and what it does not show", [walk, Notes("Notes", notes)]),
+    ]
+    write_page(path, "miudiff demo", _lead(scores), parts)
+
+
+def _lead(scores: dict[str, float]) -> str:
+    real = scores["iod_real"]
+    amount = (
+        f"{100 * scores['iod_virtual'] / real:.0f} % of the real one's DAB"
+        if real
+        else "DAB where there is none"
+    )
+    return (
+        f"Made from the H&E alone, the virtual stain holds {amount}; one small region and one seed are an example, "
+        "not an evaluation."
     )

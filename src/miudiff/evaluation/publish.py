@@ -18,13 +18,18 @@ from miudiff.checkpoints import write_json
 from miudiff.evaluation.evaluate import Evaluation
 from miudiff.evaluation.folders import Case, count_kinds
 from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES, too_few
-from miudiff.evaluation.report import BANNER, Figure, Table, contact_sheet, markdown_table, write_report
+from miudiff.evaluation.plot import dots
 from miudiff.evaluation.scores import Scores
 from miudiff.evaluation.stain import dab_image
-from miudiff.images import read_image, write_text
+from miudiff.images import Pixels, read_image, resize, write_text
+from miudiff.pages.page import BANNER, write_page
+from miudiff.pages.parts import Figure, Folded, Notes, Plot, Rows, Table, markdown_table
+from miudiff.pages.pictures import contact_sheet
 
 HEADER = ("key", "mean", "95 % interval", "n", "better", "what it is")
 SHOWN = 4  # worst and best cases on the page
+LONGEST = 512  # pixels of a picture there
+UNCALIBRATED = "DAB intensity is not calibrated: amounts compare images of one scanner and one stain."
 CSV, JSON, MARKDOWN, PAGE = "scores.csv", "scores.json", "scores.md", "report.html"
 
 
@@ -61,7 +66,7 @@ def to_json(evaluation: Evaluation, about: Mapping[str, Any]) -> dict[str, Any]:
     scores = evaluation.scores
     content: dict[str, Any] = {
         "miudiff": __version__,
-        "notice": BANNER,
+        "notice": f"{BANNER} {UNCALIBRATED}",
         **about,
         "counts": {
             **evaluation.folders.images,
@@ -107,7 +112,7 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
     write_json(folder / JSON, to_json(evaluation, about))
     parts = [
         "# Scores",
-        f"{BANNER}.",
+        f"{BANNER} {UNCALIBRATED}",
         lead,
         markdown_table(HEADER, first),
         "## Every key",
@@ -115,17 +120,23 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
         "\n".join(f"* {' '.join(note.split())}" for note in notes),
     ]
     write_text(folder / MARKDOWN, "\n\n".join(part.strip() for part in parts) + "\n")
-    write_report(
-        folder / PAGE,
-        "Virtual stains, measured",
-        lead,
-        _figures(evaluation, scores),
-        [
-            Table("Scores", HEADER, first),
-            Table("Every key", HEADER, rows, "A row for each image is in scores.csv."),
-        ],
-        notes,
+    cases = _cases(evaluation, scores)
+    plot = Plot(
+        "How near to the real stain",
+        f"Mean and 95 % interval over images. {UNCALIBRATED}",
+        dots(scores.summary),
     )
+    tables = [
+        Table("Scores", HEADER, first),
+        Table("Every key", HEADER, rows, "A row for each image is in scores.csv."),
+    ]
+    folded = [
+        *(_more(title, pairs) for title, pairs in cases.items()),
+        *(Folded(table.title, [table]) for table in tables),
+        Folded("Notes", [Notes("Notes", notes)]),
+    ]
+    shown = [_rows(f"{title} cases", pairs[:1]) for title, pairs in cases.items()]
+    write_page(folder / PAGE, "Virtual stains, measured", lead, [*shown, plot, *folded])
     return [folder / name for name in (CSV, JSON, MARKDOWN, PAGE)]
 
 
@@ -187,29 +198,48 @@ def _left_over(evaluation: Evaluation) -> list[str]:
     return [f"Not scored: {problem.message}" for problem in evaluation.problems]
 
 
-def _figures(evaluation: Evaluation, scores: Scores) -> list[Figure]:
-    """The worst and the best cases by the headline measure, each image in one of the two at most."""
+Scored = tuple[Case, float]
+
+
+def _cases(evaluation: Evaluation, scores: Scores) -> dict[str, list[Scored]]:
+    """The worst and the best cases with their headline measure, each image in one of the two at most."""
+    values = [row[HEADLINE] for row in scores.rows]
     ranked = sorted(
-        zip(evaluation.cases, scores.rows, strict=True), key=lambda pair: (pair[1][HEADLINE], pair[0].name)
+        zip(evaluation.cases, values, strict=True), key=lambda scored: (scored[1], scored[0].name)
     )
     worst = ranked[: min(SHOWN, (len(ranked) + 1) // 2)]
     best = ranked[len(worst) :][-SHOWN:][::-1]
-    return [
-        _sheet(title, [case for case, _ in pairs], [row[HEADLINE] for _, row in pairs])
-        for title, pairs in (("Worst cases", worst), ("Best cases", best))
-        if pairs
-    ]
+    return {title: found for title, found in (("Worst", worst), ("Best", best)) if found}
 
 
-def _sheet(title: str, cases: Sequence[Case], values: Sequence[float]) -> Figure:
-    with_he = cases[0].source is not None
-    columns = [*(["H&E"] if with_he else []), "generated", "real", "DAB, generated", "DAB, real"]
+def _rows(title: str, pairs: Sequence[Scored]) -> Rows:
     rows = []
-    for case in cases:
-        he = [read_image(case.source)] if case.source is not None else []
-        generated, real = read_image(case.generated), read_image(case.real)
-        rows.append([*he, generated, real, dab_image(generated), dab_image(real)])
-    listed = ", ".join(f"{case.name} {value:.3g}" for case, value in zip(cases, values, strict=True))
-    caption = f"By {HEADLINE}, from above: {listed}."
-    names = [case.name.encode("ascii", "replace").decode() for case in cases]
-    return Figure(title, caption, contact_sheet(rows, columns, names, 224))
+    for case, value in pairs:
+        found = {"H&E": case.source, "Generated": case.generated, "Real": case.real}
+        pictures = {name: _small(read_image(path)) for name, path in found.items() if path is not None}
+        rows.append(
+            (f"{case.name}: {HEADLINE} {value:.3g}", [Figure(name, "", p) for name, p in pictures.items()])
+        )
+    return Rows(title, rows, f"By {HEADLINE}. Drag a curtain: each picture uncovers the next.", photo=True)
+
+
+def _more(title: str, pairs: Sequence[Scored]) -> Folded:
+    """The cases that follow the first one, and the DAB of all of them."""
+    images = [
+        [dab_image(_small(read_image(path))) for path in (case.generated, case.real)] for case, _ in pairs
+    ]
+    names = [case.name.encode("ascii", "replace").decode() for case, _ in pairs]
+    sheet = contact_sheet(images, ["generated", "real"], names, 224)
+    more = [_rows(f"More {title.lower()} cases", pairs[1:])] if pairs[1:] else []
+    return Folded(
+        f"{title} cases: more of them, and their DAB",
+        [*more, Figure("DAB", "Density by colour deconvolution; darker is more.", sheet)],
+    )
+
+
+def _small(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    scale = min(1.0, LONGEST / max(height, width))
+    return (
+        pixels if scale == 1 else resize(pixels, max(round(height * scale), 1), max(round(width * scale), 1))
+    )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from miudiff.checkpoints import write_json
+from miudiff.evaluation.panel import MEASURES
 from miudiff.evaluation.publish import plain
-from miudiff.evaluation.report import Figure, Table, contact_sheet, markdown_table, write_report
-from miudiff.evaluation.statistics import interval
+from miudiff.evaluation.statistics import Interval, interval
 from miudiff.evaluation.truth import DARKNESS, SPANS
 from miudiff.images import Pixels, write_bytes, write_image
 from miudiff.naming import is_nuclear
+from miudiff.pages.page import write_page
+from miudiff.pages.parts import MISSING, Cell, Figure, Folded, Notes, Part, Rows, Table, markdown_table
+from miudiff.pages.pictures import contact_sheet
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
 
@@ -43,6 +46,8 @@ COLUMNS: Mapping[str, str] = {
     "ssim_real_win7": "SSIM ↑",
     "seconds": "s / image",
 }
+SAME_NOISE = "First seed; every diffusion row of a tile begins from the same noise."
+BEST = "Bold is the best of a column, and what its interval over seeds does not tell from the best"
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,15 @@ def write_table(out: Path, stem: str, title: str, found: Sequence[Finished], not
             },
         },
     )
-    figures = []
-    for each in found:
+    parts: list[Part] = []
+    sheets: list[Part] = []
+    for each, table in zip(found, tables, strict=True):
         sheet = _sheet(each)
         write_image(out / f"{stem}-{each.case.name}.png", sheet)
-        figures.append(
-            Figure(
-                each.case.name,
-                "First seed; every diffusion row of a tile begins from the same noise.",
-                sheet,
-            )
-        )
-    write_report(out / f"{stem}.html", title, note, figures, [*tables, *paper], [])
+        parts += [table, _first_image(each)]
+        sheets.append(Figure(each.case.name, SAME_NOISE, sheet))
+    folded = [Folded("More test images", sheets), Folded("What the paper reports", paper)]
+    write_page(out / f"{stem}.html", title, note, [*parts, *folded])
     return path
 
 
@@ -113,8 +115,8 @@ def write_figure(out: Path, stem: str, found: Sequence[Finished], note: str, mos
     path = out / f"{stem}.png"
     write_image(path, sheet)
     about = [f"{each.case.name}: {_sentence(n)}" for each in found for n in (*each.case.notes, *each.notes)]
-    figure = Figure("Visual comparison", "First seed.", sheet)
-    write_report(out / f"{stem}.html", "Figure 3", note, [figure], [], about)
+    parts: list[Part] = [Figure("Visual comparison", "First seed.", sheet), Notes("Notes", about)]
+    write_page(out / f"{stem}.html", "Figure 3", note, parts)
     return path
 
 
@@ -126,14 +128,15 @@ def _table(found: Finished) -> Table:
         for key in COLUMNS
         if (nuclear or key != POSITIVE) and any(key in s for r in results.values() for s in r.scores)
     ]
-    lines = {row: result.scores for row, result in results.items()}
+    body: list[list[object]] = [[row] for row in results]
+    for key in keys:
+        column = [interval([each.get(key, math.nan) for each in r.scores]) for r in results.values()]
+        for line, each, good in zip(body, column, best(key, column), strict=True):
+            line.append(_cell(each, good))
     if baseline := _baseline(results):
-        lines = {BASELINE: (baseline,), **lines}
-    body = [
-        [row, *(_cell([each.get(key, math.nan) for each in scores]) for key in keys)]
-        for row, scores in lines.items()
-    ]
-    sentences = [f"{len(found.case.test)} test images", *found.case.notes, *found.notes]
+        known = [interval([baseline.get(key, math.nan)]) for key in keys]
+        body.insert(0, [BASELINE, *(_cell(each, False) for each in known)])
+    sentences = [f"{len(found.case.test)} test images", *found.case.notes, *found.notes, BEST]
     about = " ".join(_sentence(each) for each in sentences)
     return Table(found.case.name, ["row", *(COLUMNS[key] for key in keys)], body, about)
 
@@ -144,6 +147,35 @@ def _baseline(results: Mapping[str, Result]) -> dict[str, float]:
     return {key.removeprefix(DARKNESS): scores[key] for key in scores if key.startswith(DARKNESS)}
 
 
+def best(key: str, column: Sequence[Interval]) -> list[bool]:
+    """Which rows of a column are the best: the first of them, and those whose interval reaches its own.
+
+    Without intervals (one seed) only what equals the first one counts. A column without a better side, or with one known row, has no best.
+    """
+    side = (
+        "near 0" if key.startswith("iod_percent") else MEASURES[key].better if key in MEASURES else "context"
+    )
+    costs: dict[str, Callable[[float], float]] = {
+        "higher": lambda v: -v,
+        "lower": lambda v: v,
+        "near 0": abs,
+        "near 1": lambda v: abs(v - 1),
+    }
+    known = [each for each in column if math.isfinite(each.mean)]
+    if side not in costs or len(known) < 2:
+        return [False] * len(column)
+    cost = costs[side]
+    first = min(known, key=lambda each: cost(each.mean))
+    low, high = _ends(first)
+    return [_ends(each)[0] <= high and low <= _ends(each)[1] for each in column]
+
+
+def _ends(found: Interval) -> tuple[float, float]:
+    if found.low is None or found.high is None:
+        return found.mean, found.mean
+    return found.low, found.high
+
+
 def _sheet(found: Finished) -> Pixels:
     case = found.case
     rows = [
@@ -152,6 +184,14 @@ def _sheet(found: Finished) -> Pixels:
         *(list(r.images) for r in found.results.values()),
     ]
     return contact_sheet(rows, [n[:20] for n in case.test[:SHOWN]], ["H&E", "real IHC", *found.results])
+
+
+def _first_image(found: Finished) -> Rows:
+    case = found.case
+    images = {"H&E": case.read("HE", 1)[0], "real IHC": case.read("IHC", 1)[0]}
+    images |= {row: result.images[0] for row, result in found.results.items()}
+    figures = [Figure(name, "", image) for name, image in images.items()]
+    return Rows(f"{case.name}, {case.test[0]}", [("", figures)], SAME_NOISE, photo=True, curtain=False)
 
 
 def _paper_tables(found: Sequence[Finished]) -> list[Table]:
@@ -178,14 +218,13 @@ def _paper_tables(found: Sequence[Finished]) -> list[Table]:
     ]
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(found: Interval, is_best: bool) -> Cell:
     """Mean and interval over seeds; seeds whose value is undefined or infinite are left out and counted."""
-    found = interval(values)
     if not found.n:
-        return "–"
+        return Cell(MISSING, True)
     between = "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
-    counted = f" ({found.n} of {len(values)} seeds)" if found.left_out else ""
-    return f"{found.mean:.3g}{between}{counted}"
+    counted = f" ({found.n} of {found.n + found.left_out} seeds)" if found.left_out else ""
+    return Cell(f"{found.mean:.3g}{between}{counted}", True, is_best)
 
 
 def _sentence(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from miudiff.cells import MODERATE, STRONG, WEAK, Mask
-from miudiff.evaluation.report import MISSING, data_uri
 from miudiff.images import Pixels, resize
+from miudiff.pages.parts import MISSING
+from miudiff.pages.pictures import data_uri
 from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import BIN, BINS, Counts
 from miudiff.slide_report.colours import LOST, NOTHING, Scale, enlarge
@@ -23,6 +22,7 @@ from miudiff.slide_report.table import Row
 from miudiff.slides.marked import read_scaled_marked
 from miudiff.slides.regions import Ring
 from miudiff.slides.slide import Slide
+from miudiff.slides.stained import WHOLE, stained_box, where
 from miudiff.stains import Floats
 
 LONGEST = 1000  # pixels of a picture
@@ -44,6 +44,7 @@ class Picture:
         low: What the scale begins with.
         high: What it ends with.
         crisp: Whether its pixels are to be seen as squares.
+        inset: A small picture of where on the slide it lies, a data URI; "" if it is all of it.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Picture:
     low: str = ""
     high: str = ""
     crisp: bool = False
+    inset: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,18 +88,28 @@ class Histogram:
     height: ClassVar[float] = 194.0
 
 
-def view_of(area: Area) -> View:
-    """The whole slide; of drawn regions what holds them, in whole squares of the maps."""
+def view_of(area: Area, virtual: Slide) -> View:
+    """What holds the drawn regions, or else what was stained, in whole squares of the maps."""
     plane = area.plane
     whole = View(0, 0, plane.width * plane.step, plane.height * plane.step)
-    if area.drawn is None:
-        return whole
     square = plane.step * plane.place
-    left, top, right, bottom = (side / square for side in area.drawn.bounds)
+    box = stained_box(virtual) if area.drawn is None else area.drawn.bounds
+    left, top, right, bottom = (side / square for side in box)
     x, y = math.floor(left) * square, math.floor(top) * square
     end, base = min(math.ceil(right) * square, whole.width), min(math.ceil(bottom) * square, whole.height)
     # a region may lie in the last pixels of the slide, which the plane leaves out
     return View(x, y, end - x, base - y) if x < end and y < base else whole
+
+
+def is_part(view: View, slide: Slide) -> bool:
+    """Whether a view leaves so much of a slide out that one asks where it lies."""
+    return view.width * view.height < WHOLE * slide.width * slide.height
+
+
+def located(picture: Picture, slide: Slide, view: View) -> Picture:
+    """A picture with a small one of where on the slide it lies."""
+    box = (view.left, view.top, view.left + view.width, view.top + view.height)
+    return replace(picture, inset=data_uri(where(slide, box), photo=True))
 
 
 def overview(slide: Slide, area: Area, view: View, mpp: float | None, titles: tuple[str, str]) -> Picture:
@@ -108,7 +120,7 @@ def overview(slide: Slide, area: Area, view: View, mpp: float | None, titles: tu
         damaged = damaged | area.lost.mask(view.left, view.top, width, height, view.width / width)
     shown = np.where(damaged[..., None], np.uint8(LOST[0]), pixels)
     drawn = _scale_bar(_inside(shown, area, view), mpp * view.width / width if mpp else None)
-    return Picture(*titles, _jpeg(drawn))
+    return Picture(*titles, data_uri(drawn, photo=True))
 
 
 def regions_on(
@@ -119,7 +131,7 @@ def regions_on(
     pale = (255 - (255 - pixels.astype(np.int64)) * 0.45).astype(np.uint8)
     image = Image.fromarray(pale)
     _outline(image, rows, parts, view, lambda row: row.name, lambda row: INK)
-    return Picture(*titles, _jpeg(np.asarray(image)))
+    return Picture(*titles, data_uri(np.asarray(image), photo=True))
 
 
 def colour_map(
@@ -257,9 +269,3 @@ def _scale_bar(pixels: Pixels, mpp: float | None) -> Pixels:
     draw.rectangle((18, height - 22, 18 + length, height - 17), INK)
     draw.text((18 + across / 2, height - 39), text, INK, font, "mm")
     return np.asarray(image)
-
-
-def _jpeg(pixels: Pixels) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=88, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -11,6 +11,7 @@ import numpy as np
 from miudiff import __version__
 from miudiff.checkpoints import write_json
 from miudiff.evaluation.publish import plain
+from miudiff.pages.page import BANNER
 from miudiff.slide_report import files, words
 from miudiff.slide_report.area import area_of
 from miudiff.slide_report.blocks import CLASSES, POSITIVE
@@ -76,7 +77,7 @@ def to_json(report: Report) -> dict[str, Any]:
     case, plane, found = report.case, report.area.plane, report.found
     bars = found.bars
     content: dict[str, Any] = {
-        "notice": f"{words.BANNER} {words.UNCALIBRATED}",
+        "notice": f"{BANNER} {words.UNCALIBRATED}",
         "miudiff": __version__,
         "result": case.result.name,
         "source": case.record["source"],

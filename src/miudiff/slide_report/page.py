@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, in the look of `evaluation.report`."""
+"""The page: one HTML file that needs nothing else, in the look of `pages`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from miudiff.evaluation.report import render
-from miudiff.images import write_bytes
+from miudiff.images import write_text
+from miudiff.pages.page import render
+from miudiff.pages.parts import MISSING, Cell
 from miudiff.slide_report import words
 from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import POSITIVE
@@ -19,8 +20,11 @@ from miudiff.slide_report.case import Case
 from miudiff.slide_report.colours import BLUE, BROWN, VIOLET, Scale, scale_for
 from miudiff.slide_report.figures import (
     Picture,
+    View,
     colour_map,
     histogram,
+    is_part,
+    located,
     overview,
     region_map,
     regions_on,
@@ -84,28 +88,24 @@ def write_page(path: Path, report: Report) -> None:
     shown = _most_stained(report)
     keys, several = report.keys, report.samples > 1
     header, cells = _columns(report)
+    view = view_of(report.area, case.virtual)
     values: dict[str, Any] = {
         "title": f"{_stain(case)} of {case.name}",
-        "banner": words.BANNER,
+        "curtains": False,
         "lead": _lead(report),
         "uncalibrated": words.UNCALIBRATED,
+        "index": _key(report, report.stained),
+        "caveat": words.CAVEAT,
         "missing": case.notes,
-        "keys": [
-            (
-                title_of(key, case.marker),
-                words.number(key, rows[0].values[key]),
-                words.mean_and_deviation(rows[0], key) if several and key != "tissue_mm2" else "",
-            )
-            for key in keys
-        ],
+        "keys": [_key(report, key) for key in keys if key != report.stained],
         "samples": report.samples,
         "keys_note": f"Small: mean ± SD over {report.samples} samples." if several else "",
-        "overviews": _overviews(report),
-        "maps": _maps(report),
+        "overviews": _overviews(report, view),
+        "maps": _maps(report, view),
         "graph": histogram(report.found.histogram),
         "graph_caption": "Share of the tissue's pixels by optical density; brown is positive.",
         "uncertainty": _uncertainty(report),
-        "spread_maps": _spread_maps(report),
+        "spread_maps": _spread_maps(report, view),
         "spread_header": ["", "this result", "mean", "SD", "lowest", "highest"],
         "spread_rows": [_over_samples(report, key) for key in keys if key != "tissue_mm2"] if several else [],
         "regions_lead": _regions_lead(report, shown),
@@ -118,8 +118,14 @@ def write_page(path: Path, report: Report) -> None:
         "files": words.files(case, report.found),
     }
     own = resources.files("miudiff.slide_report").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    # a file's name need not be text, and what is none is shown by its bytes
-    write_bytes(path, render(TEMPLATE, {TEMPLATE: own}, values).encode(errors="backslashreplace"))
+    write_text(path, render(TEMPLATE, {TEMPLATE: own}, values))
+
+
+def _key(report: Report, key: str) -> tuple[str, str, str]:
+    """A measure of all tissue: title, number, and mean and deviation where there are samples."""
+    row = report.rows[0]
+    over = words.mean_and_deviation(row, key) if report.samples > 1 and key != "tissue_mm2" else ""
+    return title_of(key, report.case.marker), words.number(key, row.values[key]), over
 
 
 def _stain(case: Case) -> str:
@@ -131,7 +137,7 @@ def _lead(report: Report) -> str:
     if not report.found.sums.pixels[0]:
         return "No tissue was found where the slide was translated: there is nothing to measure."
     area = words.number("tissue_mm2", values["tissue_mm2"])
-    size = "The tissue was measured" if area == words.MISSING else f"{area} of tissue"
+    size = "The tissue was measured" if area == MISSING else f"{area} of tissue"
     text = f"{size}, {words.number('positive_area_share', values['positive_area_share'])} of it DAB-positive."
     if values["cells"] > 0:
         share = words.number("positive_cell_share", values["positive_cell_share"])
@@ -149,12 +155,12 @@ def _columns(report: Report) -> tuple[list[str], Any]:
         header += [title_of(key, report.case.marker), *(["SD"] if key in spread else [])]
     header += ["Samples agree"] if several else []
 
-    def cells(row: Row) -> list[tuple[str, bool]]:
-        found = [(row.name, False)]
+    def cells(row: Row) -> list[Cell]:
+        found = [Cell(row.name)]
         for key in keys:
-            found.append((words.number(key, row.values[key]), True))
-            found += [(words.deviation(key, row.deviation(key)), True)] if key in spread else []
-        return [*found, *([(words.percent(row.agreement), True)] if several else [])]
+            found.append(Cell(words.number(key, row.values[key]), True))
+            found += [Cell(words.deviation(key, row.deviation(key)), True)] if key in spread else []
+        return [*found, *([Cell(words.percent(row.agreement), True)] if several else [])]
 
     return header, cells
 
@@ -184,25 +190,28 @@ def _regions_lead(report: Report, shown: Sequence[Row]) -> str:
     )
 
 
-def _overviews(report: Report) -> list[Picture]:
-    case, area, view = report.case, report.area, view_of(report.area)
+def _overviews(report: Report, view: View) -> list[Picture]:
+    case, area, cropped = report.case, report.area, is_part(view, report.case.virtual)
+    part = "The part of the slide that was stained, without specks." if cropped else "The slide."
+    if area.drawn is not None:
+        part = "The part of the slide that was translated."
     pictures = []
-    part = "The slide" if area.drawn is None else "The part of the slide"
     if case.he is not None:
-        titles = ("H&E", f"{part} that was translated.")
-        pictures.append(overview(case.he, area, view, case.mpp, titles))
+        pictures.append(overview(case.he, area, view, case.mpp, ("H&E", part)))
     titles = (_stain(case), "Made from the H&E, not stained.")
     pictures.append(overview(case.virtual, area, view, case.mpp, titles))
+    if cropped:
+        pictures[0] = located(pictures[0], case.he or case.virtual, view)
     where = "Where the numbers by region are of."
     if isinstance(report.parts, Squares):
-        where += " A1 is the square in the upper left corner, B1 the one beside it."
+        where += " A1 is the square in the slide's upper left corner, B1 the one beside it."
     titles = ("Regions", where)
     pictures.append(regions_on(case.virtual, area, view, report.rows[1:], report.parts, titles))
     return pictures
 
 
-def _maps(report: Report) -> list[Picture]:
-    area, maps, view = report.area, report.found.maps, view_of(report.area)
+def _maps(report: Report, view: View) -> list[Picture]:
+    area, maps = report.area, report.found.maps
     side = words.length(area.plane.place, area.plane)
     key = report.stained
     few = "" if key != "positive_cell_share" else f" Left white below {FEW} cells."
@@ -224,11 +233,11 @@ def _maps(report: Report) -> list[Picture]:
     ]  # fmt: skip
 
 
-def _spread_maps(report: Report) -> list[Picture]:
+def _spread_maps(report: Report, view: View) -> list[Picture]:
     area, maps, scale = report.area, report.found.maps, report.spread_scale()
     if scale is None or maps.spread is None or maps.agreed is None:
         return []
-    view, side = view_of(area), words.length(area.plane.place, area.plane)
+    side = words.length(area.plane.place, area.plane)
     disagreed = 1 - maps.agreed
     spread = f"Standard deviation over {report.samples} samples of the mean DAB optical density of squares of {side}."
     differ = "Share of the tissue that is positive in some samples and not in others."
@@ -256,9 +265,9 @@ def _uncertainty(report: Report) -> str:
     )
 
 
-def _over_samples(report: Report, key: str) -> list[tuple[str, bool]]:
+def _over_samples(report: Report, key: str) -> list[Cell]:
     row = report.rows[0]
     values = row.samples[key]
     numbers = [values[0], values.mean(), None, values.min(), values.max()]
     texts = [words.deviation(key, row.deviation(key)) if v is None else words.number(key, v) for v in numbers]
-    return [(title_of(key, report.case.marker), False), *((text, True) for text in texts)]
+    return [Cell(title_of(key, report.case.marker)), *(Cell(text, True) for text in texts)]

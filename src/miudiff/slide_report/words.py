@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from miudiff.cells import NUCLEUS
+from miudiff.pages.parts import MISSING
 from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import POSITIVE
 from miudiff.slide_report.case import Case
@@ -18,11 +19,10 @@ from miudiff.slide_report.plane import BLOCK, Plane
 from miudiff.slide_report.table import MEASURES, Row
 from miudiff.slides.result import previewed
 
-BANNER = "Virtual stain: for research use only, not for diagnosis."
 UNCALIBRATED = (
     "No intensity is calibrated: compare numbers within this slide, not with a real stain or another slide."
 )
-MISSING = "–"
+CAVEAT = ("Not a measurement", "It is of a picture that a network made, not of stained tissue.")
 LONG = 400  # letters of one setting
 
 Lines = list[tuple[str, str]]

@@ -4,6 +4,7 @@
     /case/I/                a case              /case/I/data      where its slides lie, as JSON
     /case/I/tile/LAYER/K/X_Y                    a tile of a layer, halved K times
     /case/I/thumbnail/LAYER                     a layer in one tile
+    /case/I/closeup/LAYER                       what was stained of it, and where that lies
     /case/I/record, /case/I/report              its files
     /static/NAME                                scripts and styles of this package
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,22 @@ from starlette.routing import Route
 
 from miudiff import __version__
 from miudiff.errors import DataError, SlideError
+from miudiff.pages.page import BANNER, STYLE
+from miudiff.slides.reader import Slide
 from miudiff.viewer.cases import FOLDER_RECORD, Case, read_failures
+from miudiff.viewer.closeup import CLOSEUPS, closeup
 from miudiff.viewer.facts import told
 from miudiff.viewer.guard import REPORT, Guard
 from miudiff.viewer.sheets import LABELS, open_role, page_data, path_of, regions_of, version_of
 from miudiff.viewer.tiles import LAYERS, Place, Slides, encode, halvings, inside, read_tile
 
-BANNER = "Virtual stain: for research use only, not for diagnosis."
 FRESH = {"Cache-Control": "no-store"}
 CHECKED = {"Cache-Control": "private, no-cache"}
 # A tile's address holds its file's version, so a browser may keep it.
 KEPT = {"Cache-Control": "private, max-age=86400"}
 STATIC = {
     "icon.svg": "image/svg+xml",
-    "viewer.css": "text/css",
+    "stage.css": "text/css",
     "gallery.js": "text/javascript",
     "viewer.js": "text/javascript",
     "controls.js": "text/javascript",
@@ -74,6 +77,7 @@ def create_app(cases: Sequence[Case], folder: Path | None = None) -> Starlette:
         Route("/case/{case}/data", pages.data),
         Route("/case/{case}/tile/{layer}/{halvings}/{place}", pages.tile),
         Route("/case/{case}/thumbnail/{layer}", pages.thumbnail),
+        Route("/case/{case}/closeup/{layer}", pages.closeup),
         Route("/case/{case}/record", pages.record),
         Route("/case/{case}/report", pages.report),
         Route("/static/{name:path}", pages.static),
@@ -91,6 +95,7 @@ class Pages:
         self.slides = Slides()
         files = resources.files("miudiff.viewer")
         self._static = {name: (files / "static" / name).read_bytes() for name in STATIC}
+        self._static["style.css"] = STYLE.encode()
         self._tags = {name: _tag(content) for name, content in self._static.items()}
         # A path with the ending .j2 says nothing to Jinja, so escaping is asked for and not guessed.
         environment = Environment(
@@ -138,6 +143,17 @@ class Pages:
         _, case = self._case(request)
         return self._tile(request, case, request.path_params["layer"], None)
 
+    def closeup(self, request: Request) -> Response:
+        _, case = self._case(request)
+        layer = request.path_params["layer"]
+        if layer not in CLOSEUPS:
+            raise HTTPException(404)
+
+        def draw(slide: Slide) -> tuple[bytes, str]:
+            return encode(closeup(case, layer, slide, self.slides))
+
+        return self._picture(request, case, (layer, "ihc"), "closeup", CHECKED, draw)
+
     def record(self, request: Request) -> Response:
         _, case = self._case(request)
         if case.record is None or not case.allowed.there(case.record):
@@ -159,7 +175,7 @@ class Pages:
             raise HTTPException(404)
         headers = {"ETag": self._tags[name], **CHECKED}
         return _unchanged(request, headers) or Response(
-            self._static[name], media_type=STATIC[name], headers=headers
+            self._static[name], media_type=STATIC.get(name, "text/css"), headers=headers
         )
 
     def _case(self, request: Request) -> tuple[int, Case]:
@@ -171,19 +187,35 @@ class Pages:
     def _tile(self, request: Request, case: Case, layer: str, place: Place | None) -> Response:
         if layer not in LAYERS:
             raise HTTPException(404)
-        role, draw = LAYERS[layer]
-        path = path_of(case, role)
+        role, paint = LAYERS[layer]
+
+        def draw(slide: Slide) -> tuple[bytes, str]:
+            at = place or Place(halvings(slide.width, slide.height), 0, 0)
+            pixels, regions = read_tile(slide, at), regions_of(case, role, slide)
+            return encode(paint(pixels), inside(regions, at, pixels) if regions else None)
+
+        return self._picture(request, case, (role,), f"{layer} {place}", KEPT if place else CHECKED, draw)
+
+    def _picture(
+        self,
+        request: Request,
+        case: Case,
+        roles: Sequence[str],
+        name: str,
+        keep: Mapping[str, str],
+        draw: Callable[[Slide], tuple[bytes, str]],
+    ) -> Response:
+        """What `draw` makes of the slide of the first role; it depends on those of all, and on `name`."""
+        paths = {role: path for role in roles if (path := path_of(case, role)) is not None}
+        path = paths.get(roles[0])
         if path is None:
             raise HTTPException(404)
         try:
-            tag = _tag(f"{version_of(case, role, path)} {layer} {place}".encode())
-            headers = {"ETag": tag, **(KEPT if place else CHECKED)}
+            versions = " ".join(version_of(case, role, of) for role, of in paths.items())
+            headers = {"ETag": _tag(f"{versions} {name}".encode()), **keep}
             if (unchanged := _unchanged(request, headers)) is not None:
                 return unchanged
-            slide = open_role(case, path, self.slides)
-            place = place or Place(halvings(slide.width, slide.height), 0, 0)
-            pixels, regions = read_tile(slide, place), regions_of(case, role, slide)
-            content, kind = encode(draw(pixels), inside(regions, place, pixels) if regions else None)
+            content, kind = draw(open_role(case, path, self.slides))
         except ValueError as error:
             raise HTTPException(404) from error
         except (SlideError, OSError) as error:

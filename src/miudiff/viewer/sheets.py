@@ -154,7 +154,7 @@ def lay_out(sheets: Mapping[str, Sheet]) -> tuple[Sheet, dict[str, Sheet], list[
     return field, placed, notes
 
 
-def alike(one: Sheet, other: Sheet) -> bool:
+def alike(one: Sheet | Slide, other: Sheet | Slide) -> bool:
     """Whether two sheets have one shape, up to a pixel of rounding."""
     rounding = 1 / min(one.width, one.height) + 1 / min(other.width, other.height)
     return abs(one.width * other.height / (one.height * other.width) - 1) <= rounding
