@@ -79,7 +79,7 @@ def penned():
 
 def test_h_and_e_passes_and_so_does_a_part_of_it():
     assert kinds(HE) == []
-    assert kinds(HE[:256, :256]) == []
+    assert kinds(HE[100:356, 100:356]) == []
     assert kinds(HE, None) == []
 
 
@@ -99,7 +99,7 @@ def test_pale_and_dark_bluish_and_reddish_h_and_e_passes(hematoxylin, eosin):
         pytest.param(penned(), "stain", "looks like ink on the glass", id="pen"),
         pytest.param(255 - HE, "stain", "", id="negative"),
         pytest.param(
-            np.zeros((256, 256, 3), np.uint8) + HE[:256, :256] // 9, "stain", "fluorescence", id="dark"
+            np.zeros((256, 256, 3), np.uint8) + HE[100:356, 100:356] // 9, "stain", "fluorescence", id="dark"
         ),
         pytest.param(np.full((256, 256, 3), 240, np.uint8), "tissue", "0.0% of it is tissue", id="blank"),
     ],
@@ -218,8 +218,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    write_image(tmp_path / "he" / "right.tif", HE[:256, :256], MPP)
-    write_image(tmp_path / "he" / "wrong.tif", IHC[:256, :256], MPP)
+    write_image(tmp_path / "he" / "right.tif", HE[100:356, 100:356], MPP)
+    write_image(tmp_path / "he" / "wrong.tif", IHC[100:356, 100:356], MPP)
     return tmp_path / "he"
 
 
