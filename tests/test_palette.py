@@ -30,7 +30,14 @@ DYES = {
 
 
 def palette(**changes):
-    given = {"dyes": DYES, "hematoxylin": (0.1, 0.6), "eosin": 0.8, "nuclei": NUCLEI, "ground": GROUND}
+    given = {
+        "dyes": DYES,
+        "hematoxylin": (0.1, 0.6),
+        "eosin": 0.8,
+        "nuclei": NUCLEI,
+        "ground": GROUND,
+        "dab": 0.0,
+    }
     return Palette.model_validate(given | changes)
 
 
@@ -51,7 +58,7 @@ def test_glass_mean_tissue_and_a_mean_nucleus_take_the_colours_that_they_have_in
 
 def test_eosin_never_makes_a_nucleus_and_hides_behind_one():
     found = density_of(palette()(he_of([0.1, 0.6, 0.6], [1.2, 0.0, 0.8])))
-    assert found[0] == pytest.approx(1.5 * np.array(GROUND), abs=1e-6)
+    assert found[0] == pytest.approx(MOST * np.array(GROUND), abs=1e-6)
     assert found[1] == pytest.approx(found[2], abs=1e-6)
 
 
@@ -60,12 +67,23 @@ def test_folds_and_pigment_are_no_denser_than_most():
     assert found == pytest.approx(MOST * np.array([NUCLEI, GROUND]), abs=1e-6)
 
 
-def test_a_pixels_colour_depends_on_that_pixel_alone():
+def test_a_pixels_colour_depends_on_that_pixel_alone_for_antigens_of_nuclei():
     he = to_tensor(np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)[0])
     whole = palette()(he)
     torch.testing.assert_close(palette()(he[..., 4:9, 3:20]), whole[..., 4:9, 3:20])
     assert whole.min() >= -1
     assert whole.max() <= 1
+
+
+def test_dab_beside_nuclei_follows_how_crowded_they_are_where_the_antigen_is_none_of_nuclei():
+    """Two pixels of equal eosin: with a nucleus in reach the DAB of its ground is w = 1 / 5 / 0.1 = 2 times the mean, else none."""
+    he = he_of([0.1] * 4 + [0.6] + [0.1] * 10, [0.8] * 4 + [0.0] + [0.8] * 10)
+    found = density_of(palette(dab=0.2, crowding=0.1, reach=5)(he)) @ np.linalg.inv(rgb_from_hdab)
+    rest = np.array(GROUND) @ np.linalg.inv(rgb_from_hdab)
+    assert found[3] == pytest.approx(rest + (0, 0.4, 0), abs=1e-6)
+    assert found[9] == pytest.approx(rest, abs=1e-6)
+    even = density_of(palette(dab=0.2)(he)) @ np.linalg.inv(rgb_from_hdab)
+    assert even[[3, 9]] == pytest.approx(np.stack([rest + (0, 0.2, 0)] * 2), abs=1e-6)
 
 
 def field(nucleus, tissue, matrix, seed, side=160):

@@ -181,7 +181,7 @@ def test_table_2_has_its_rows_and_the_papers_beside_them(tmp_path, budget):
     assert baseline[0] == BASELINE
     assert header[:5] == ["row", "PSNR ↑", "VIF (H&E) ↑", "Hist ↑", "IOD x1e7 → 0"]
     assert [row[0] for row in body] == [row.name for row in rows_of("table2", "fast", 3)]
-    assert [row[0] for row in body[4:]] == ["t0'=80", "t0'=10", "S=500", "S=100"]
+    assert [row[0] for row in body[4:]] == ["t0'=80", "t0'=10", "S=500", "S=300", "S=100"]
     paper = rows_in(text, "The paper reports, BCI HER2")[2:]
     assert ["S=100", "", "0.784", "0.224", "-2.218"] in paper
     assert "MIST" not in text

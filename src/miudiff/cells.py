@@ -40,7 +40,6 @@ CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
 # Densities between which Otsu's threshold may lie. Hematoxylin: fainter is the noise of glass, denser is stain
 # even in a tile that is nothing else. DAB: fainter is its veil on stroma, and what a score calls weak is a cell.
 HEMATOXYLIN_BOUNDS, DAB_BOUNDS = (0.03, 0.6), (0.1, 0.2)
-PALE = 0.3  # density of DAB below which a nucleus shows through
 GLASS = 150.0  # grey level of the darkest glass
 WEAK, MODERATE, STRONG = 0.2, 0.4, 0.6  # mean DAB density of a cell, QuPath's default classes
 AROUND = 10.0  # nuclei across: the square that a pixel's surroundings are the mean of
@@ -142,19 +141,25 @@ def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> B
 
 
 def blue_nuclei(image: Pixels, diameter: float = CELL, light: Floats | None = None) -> Mask:
-    """Nuclei of a uint8 [H, W, 3] IHC image whose DAB lies beside them, bool [H, W]: hematoxylin above that of the surroundings.
+    """Nuclei of a uint8 [H, W, 3] IHC image whose DAB lies beside them, bool [H, W].
 
-    Dense DAB shows as hematoxylin, too: as much as in those of its pixels that have the least; and what has more DAB than
-    hematoxylin is no nucleus. Args as for `cell_mask`.
+    Away from DAB a nucleus has more hematoxylin than its surroundings. Within DAB it has less DAB than they have, and a larger
+    share of its stain is hematoxylin. Args as for `cell_mask`.
     """
     blue, brown = _amounts(image, glass_light(image) if light is None else light, diameter)
-    stained, pale = brown > PALE, (brown < PALE) & tissue_mask(image)
-    if stained.sum() > diameter**2:
-        blue = np.clip(blue - np.percentile(blue[stained] / brown[stained], 25) * brown, 0, None)
-    if not pale.any():
-        return np.zeros(blue.shape, bool)
-    above = blue - 0.7 * surroundings(blue, pale, AROUND * diameter)
-    return without_specks((above > _otsu(above[pale].clip(0))) & (blue > brown), diameter)
+    tissue = tissue_mask(image)
+    stained = tissue & (brown > DAB_BOUNDS[1])
+    pale = tissue & ~stained
+    found = np.zeros(tissue.shape, bool)
+    if pale.any():
+        above = blue - 0.7 * surroundings(blue, pale, AROUND * diameter)
+        found |= pale & (above > _otsu(above[pale].clip(0)))
+    if stained.any():
+        share = _smooth(blue / (blue + brown + 0.02), diameter)
+        bluer = share - surroundings(share, stained, 2 * diameter)
+        bar = max(0.05, float(threshold_otsu(bluer[stained].clip(0))))
+        found |= stained & (bluer > bar) & (brown < surroundings(brown, stained, 2 * diameter))
+    return without_specks(found, diameter)
 
 
 def nuclei_of_he(image: Pixels, diameter: float = CELL) -> Mask:

@@ -31,7 +31,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "w/o MI, w/o PCL",
         "w/o palette",
     ),
-    "table2": ("w/ PCL", "t0'=80", "t0'=10", "S=500", "S=100"),
+    "table2": ("w/ PCL", "t0'=80", "t0'=10", "S=500", "S=300", "S=100"),
     "figure3": (),
 }
 
