@@ -25,7 +25,17 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from miudiff.cells import CELL, NUCLEUS, Labels, Mask, blue_nuclei, cell_mask, split_cells, surroundings
+from miudiff.cells import (
+    CELL,
+    NUCLEUS,
+    Labels,
+    Mask,
+    blue_nuclei,
+    cell_mask,
+    split_cells,
+    surroundings,
+    tissue_mask,
+)
 from miudiff.data.layouts import left_out, name_of
 from miudiff.errors import DataError
 from miudiff.images import Pixels, list_images, read_image, read_scale, resize, write_image
@@ -50,8 +60,10 @@ LEAK_SCALES = (0.0, 2.0, 8.0, 32.0)  # um over which DAB is averaged to be taken
 # How a twin looks, in optical density and um. Densities are those of the H&E fields of docs/data.md, by eye.
 _LIGHT = np.array([246.0, 243.0, 245.0])
 _NUCLEUS, _NUCLEUS_SPREAD = 0.6, 0.22  # median density of a nucleus; log standard deviation over nuclei
-_EOSIN = (0.12, 0.44)  # of the palest and the densest tissue beside nuclei
-_EOSIN_UNDER_NUCLEI = 0.12
+_EOSIN = (
+    0.12,
+    0.44,
+)  # of the palest and the densest tissue beside nuclei; under nuclei it is that of the palest
 
 
 def render_twin(
@@ -77,9 +89,10 @@ def render_twin(
     else:
         nuclei = split_cells(blue_nuclei(ihc, diameter, light) & tissue, diameter)
     chromatin = _chromatin(nuclei, dab, mpp, seed)
-    eosin = _eosin(hematoxylin, density, dab, tissue & (nuclei == 0), mpp)
     inside = nuclei > 0
-    eosin = np.where(inside, _EOSIN_UNDER_NUCLEI, eosin)
+    # The palest stroma is apart: ranked with the rest, it would tell where DAB is absent.
+    eosin = _eosin(hematoxylin, density, dab, tissue & tissue_mask(ihc) & ~inside, mpp)
+    eosin = np.where(inside | (tissue & (eosin == 0)), _EOSIN[0], eosin)
     haze = 0.04 * (tissue & ~inside)  # ribosomes take a little hematoxylin everywhere
     stains = np.stack([_blurred(chromatin, 0.2, mpp) + haze, _blurred(eosin, 0.2, mpp)], axis=-1)
     return combine_stains(stains, rgb_from_he, _LIGHT)
