@@ -76,9 +76,9 @@ def test_a_pixels_colour_depends_on_that_pixel_alone_for_antigens_of_nuclei():
 
 
 def test_dab_beside_nuclei_follows_how_crowded_they_are_where_the_antigen_is_none_of_nuclei():
-    """Two pixels of equal eosin: with a nucleus in reach the DAB of its ground is w = 1 / 5 / 0.1 = 2 times the mean, else none."""
+    """Two pixels of equal eosin: with a nucleus in reach the DAB of its ground is w = 2 / 9 / 0.1, cut at 2 times the mean, else none."""
     he = he_of([0.1] * 4 + [0.6] + [0.1] * 10, [0.8] * 4 + [0.0] + [0.8] * 10)
-    found = density_of(palette(dab=0.2, crowding=0.1, reach=5)(he)) @ np.linalg.inv(rgb_from_hdab)
+    found = density_of(palette(dab=0.2, crowding=0.1, reach=3)(he)) @ np.linalg.inv(rgb_from_hdab)
     rest = np.array(GROUND) @ np.linalg.inv(rgb_from_hdab)
     assert found[3] == pytest.approx(rest + (0, 0.4, 0), abs=1e-6)
     assert found[9] == pytest.approx(rest, abs=1e-6)

@@ -44,7 +44,7 @@ from miudiff.stains import Floats, rgb_from_hdab, stain_matrix
 
 DAB_GAIN = 1.5  # docs/results.md, "Where the process begins"
 MOST = 1.4  # of h and e: denser is not more positive, but a fold, pigment, or a nucleus that is crowded
-REACH = 2.0  # nuclei across: the square that says how crowded they are
+REACH = 1.5  # nuclei across: the square that says, averaged over twice, how crowded they are
 FEWEST = 300  # pixels of a kind for an image to count
 
 
@@ -64,7 +64,9 @@ class Palette(Strict):
     crowding: float | None = Field(
         None, gt=0, description="Mean of h around the tissue beside nuclei; None: DAB does not follow it."
     )
-    reach: int = Field(1, ge=1, description="Pixels, odd: side of the square that h is averaged over for it.")
+    reach: int = Field(
+        1, ge=1, description="Pixels, odd: side of the square that h is averaged over for it, twice."
+    )
 
     def __call__(self, he: Tensor) -> Tensor:
         """H&E [B, 3, H, W] in [-1, 1] with the dyes of the set, in the marker's colours; the same shape."""
@@ -80,7 +82,9 @@ class Palette(Strict):
         )
         ground = rest + dab
         if self.crowding:
-            around = avg_pool2d(h.clamp(max=1), self.reach, 1, self.reach // 2, count_include_pad=False)
+            around = h.clamp(max=1)
+            for _ in range(2):  # a box has edges, which would be seen as structure; twice, it has none
+                around = avg_pool2d(around, self.reach, 1, self.reach // 2, count_include_pad=False)
             ground = rest + (around / self.crowding).clamp(max=2) * dab
         return 2 * 10 ** -(h * nuclei + (1 - h.clamp(max=1)) * e * ground) - 1
 
