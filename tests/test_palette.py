@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from miudiff.errors import DataError
 from miudiff.images import to_tensor, to_uint8
-from miudiff.methods.palette import DAB_GAIN, MOST, Palette, measure_palette
+from miudiff.methods.palette import MOST, Palette, measure_palette
 from miudiff.normalisation import HEStains
 from miudiff.stains import (
     HE_EOSIN,
@@ -36,7 +36,7 @@ def palette(**changes):
         "eosin": 0.8,
         "nuclei": NUCLEI,
         "ground": GROUND,
-        "dab": 0.0,
+        "dab": (0.0, 0.0),
     }
     return Palette.model_validate(given | changes)
 
@@ -78,12 +78,12 @@ def test_a_pixels_colour_depends_on_that_pixel_alone_for_antigens_of_nuclei():
 def test_dab_beside_nuclei_follows_how_crowded_they_are_where_the_antigen_is_none_of_nuclei():
     """Two pixels of equal eosin: with a nucleus in reach the DAB of its ground is w = 2 / 9 / 0.1, cut at 2 times the mean, else none."""
     he = he_of([0.1] * 4 + [0.6] + [0.1] * 10, [0.8] * 4 + [0.0] + [0.8] * 10)
-    found = density_of(palette(dab=0.2, crowding=0.1, reach=3)(he)) @ np.linalg.inv(rgb_from_hdab)
+    found = density_of(palette(dab=(0.0, 0.2), crowding=0.1, reach=3)(he)) @ np.linalg.inv(rgb_from_hdab)
     rest = np.array(GROUND) @ np.linalg.inv(rgb_from_hdab)
-    assert found[3] == pytest.approx(rest + (0, 0.4, 0), abs=1e-6)
+    assert found[3] == pytest.approx(rest + np.array([0, 0.4, 0]), abs=1e-6)
     assert found[9] == pytest.approx(rest, abs=1e-6)
-    even = density_of(palette(dab=0.2)(he)) @ np.linalg.inv(rgb_from_hdab)
-    assert even[[3, 9]] == pytest.approx(np.stack([rest + (0, 0.2, 0)] * 2), abs=1e-6)
+    even = density_of(palette(dab=(0.0, 0.2))(he)) @ np.linalg.inv(rgb_from_hdab)
+    assert even[[3, 9]] == pytest.approx(np.stack([rest + np.array([0, 0.2, 0])] * 2), abs=1e-6)
 
 
 def field(nucleus, tissue, matrix, seed, side=160):
@@ -103,22 +103,30 @@ def test_what_is_measured_is_what_the_sets_hold():
     ihc, mask = field((0.5, 0.0), (0.03, 0.02), rgb_from_hdab, 1)
     found = measure_palette([he], [ihc], nuclear=True)
     nuclei = -np.log10((ihc[mask] / 255).mean(axis=0))
-    assert found.nuclei == pytest.approx(nuclei, abs=0.06)
+    assert found.nuclei == pytest.approx(nuclei, abs=0.06)  # without DAB
     assert np.linalg.norm(found.ground) < 0.2 * np.linalg.norm(found.nuclei)
     seen = optical_density(to_uint8(found(to_tensor(he)))[0])
     assert seen[mask].mean(axis=0) == pytest.approx(nuclei, abs=0.08)
 
 
-def test_the_dab_of_nuclei_counts_more_and_only_where_the_antigen_is_one_of_nuclei():
+def test_dab_counts_as_often_as_the_gain_says():
+    once, twice = (
+        density_of(palette(dab=(0.3, 0.1), gain=gain)(he_of([0.6, 0.1], [0.0, 0.8])))
+        @ np.linalg.inv(rgb_from_hdab)
+        for gain in ((1.0, 1.0), (2.0, 3.0))
+    )
+    assert twice[0] - once[0] == pytest.approx([0, 0.3, 0], abs=1e-6)
+    assert twice[1] - once[1] == pytest.approx([0, 0.2, 0], abs=1e-6)
+
+
+def test_dab_is_told_from_the_rest_of_nuclei_and_of_what_lies_beside_them():
     he, _ = field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)
     ihc, _ = field((0.3, 0.2), (0.03, 0.02), rgb_from_hdab, 1)
-    shares = []
-    for nuclear in (True, False):
-        hematoxylin, dab, _ = np.array(measure_palette([he], [ihc], nuclear).nuclei) @ np.linalg.inv(
-            rgb_from_hdab
-        )
-        shares.append(dab / hematoxylin)
-    assert shares == pytest.approx([DAB_GAIN * 2 / 3, 2 / 3], rel=0.1)
+    found = measure_palette([he], [ihc], nuclear=False)
+    assert found.dab[0] == pytest.approx(0.2, abs=0.01)
+    assert found.dab[1] < 0.06  # the nuclei's rims lie there, too
+    rest = np.array(found.nuclei) @ np.linalg.inv(rgb_from_hdab)
+    assert rest == pytest.approx([0.3, 0, 0], abs=0.01)
 
 
 def test_sets_without_tissue_are_refused():

@@ -52,7 +52,7 @@ def tiny_palette(nuclei: tuple[float, float, float] = (0.3, 0.35, 0.3)) -> Palet
         "eosin": 0.6,
         "nuclei": nuclei,
         "ground": (0.05, 0.06, 0.06),
-        "dab": 0.02,
+        "dab": (0.1, 0.02),
     }
     return Palette.model_validate(values)
 

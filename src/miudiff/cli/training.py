@@ -117,23 +117,30 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
         he: A folder of H&E images, or twin:train.
         he_mpp: Micrometres per pixel of the H&E; without it what each file states, else the model's.
     """
-    from miudiff.checkpoints import read_json
+    from dataclasses import replace
+
+    from miudiff.calibration import match_dab
     from miudiff.data.tiles import find_images
     from miudiff.data.twin import SKIMAGE_MPP, twin_region
+    from miudiff.device import place
     from miudiff.images import list_images, read_image, read_scale
-    from miudiff.methods.folder import INDEX
-    from miudiff.methods.model import add_palettes, at_mpp
+    from miudiff.methods.model import at_mpp, load_model, measure_palettes, write_palettes
+    from miudiff.methods.presets import preset
 
-    config = _read_run(run, changes)
-    target = read_json(model / INDEX).get("mpp") or SKIMAGE_MPP
+    config, placement = _read_run(run, changes), place()
+    loaded = load_model(model, placement)
+    target = loaded.card.mpp or SKIMAGE_MPP
     if he == "twin:train":
         sources = [at_mpp(twin_region("train")[0], SKIMAGE_MPP, target)]
     else:
         paths = list_images(he)
         sources = [at_mpp(read_image(path), he_mpp or read_scale(path), target) for path in paths]
-    made = add_palettes(model, sources, find_images(config.data, config.markers, say))
-    for marker, found in made.items():
-        say(f"{marker}: nuclei {found.nuclei}, beside them {found.ground} (optical density)")
+    palettes = measure_palettes(loaded.card, sources, find_images(config.data, config.markers, say))
+    loaded = replace(loaded, card=loaded.card.model_copy(update={"palette": palettes}))
+    for marker in palettes:
+        palettes[marker] = found = match_dab(loaded, marker, preset("fast"), placement, sources)
+        say(f"{marker}: DAB in nuclei {found.dab[0]}, beside them {found.dab[1]}; counted {found.gain} times")
+    write_palettes(model, palettes)
     return 0
 
 

@@ -279,32 +279,32 @@ def from_runs(
     return Model(score, estimator, card, classifier=classifier)
 
 
-def add_palettes(folder: Path, he: Sequence[Pixels], ihc: Sequence[TileImage]) -> dict[str, Palette]:
-    """Measure the palette of each marker that has images, and write it into the card.
+def measure_palettes(card: Card, he: Sequence[Pixels], ihc: Sequence[TileImage]) -> dict[str, Palette]:
+    """The palette of each marker that has images.
 
     Args:
         he: H&E, uint8 [H, W, 3], at the model's scale.
         ihc: IHC images of stated scales, each with the index of its marker.
 
     Raises:
-        CheckpointError, ConfigError: No model folder there, or one that states no scale.
+        ConfigError: The model states no scale.
         DataError: Images that cannot be read, or without stained tissue.
     """
-    path = folder / INDEX
-    index = read_json(path)
-    card = _card(index, path)
     if card.mpp is None:
-        raise ConfigError(f"{path}: 'mpp': missing, expected the scale that the model was trained at")
+        raise ConfigError(f"{card.name}: states no 'mpp', expected the scale that the model was trained at")
     made = {}
     for number, marker in enumerate(card.markers):
         images = [at_mpp(read_image(one.path), one.mpp, card.mpp) for one in ihc if one.marker == number]
         if images:
             made[marker] = measure_palette(he, images, is_nuclear(marker), NUCLEUS / card.mpp)
-    index["palette"] = index.get("palette", {}) | {
-        marker: json.loads(palette.model_dump_json()) for marker, palette in made.items()
-    }
-    write_json(path, index)
     return made
+
+
+def write_palettes(folder: Path, palettes: Mapping[str, Palette]) -> None:
+    """Put palettes into the card of a model folder, in place of those of the same markers."""
+    index = read_json(folder / INDEX)
+    made = {marker: json.loads(palette.model_dump_json()) for marker, palette in palettes.items()}
+    write_json(folder / INDEX, index | {"palette": index.get("palette", {}) | made})
 
 
 def at_mpp(image: Pixels, mpp: float | None, target: float) -> Pixels:

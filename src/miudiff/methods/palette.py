@@ -12,7 +12,8 @@ in the nuclei of the H&E set, and e_1 its mean eosin beside nuclei. For antigens
 are antigens of epithelium more often than of stroma (on the real HER2 pairs here no other property of the H&E went with DAB as
 closely: docs/results.md). For antigens of nuclei w = 1. The two sets need not be pairs. Nothing says which nucleus is
 positive, so all begin alike, between blue and brown, and the score model decides. It decides for blue too often: a mixture of the
-colours lies nearer to the one that most nuclei have. So for antigens of nuclei the DAB of their mean colour counts `DAB_GAIN` times.
+colours lies nearer to the one that most nuclei have. So `calibration.match_dab` has it decide on some H&E, and multiplies the DAB of
+the two mean colours by what brings the results' means to those of the IHC set.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from miudiff.images import Pixels
 from miudiff.normalisation import Colour, HEStains, fit_he_stains, rounded
 from miudiff.stains import Floats, rgb_from_hdab, stain_matrix
 
-DAB_GAIN = 1.5  # docs/results.md, "Where the process begins"
 MOST = 1.4  # of h and e: denser is not more positive, but a fold, pigment, or a nucleus that is crowded
 REACH = 1.5  # nuclei across: the square that says, averaged over twice, how crowded they are
 FEWEST = 300  # pixels of a kind for an image to count
@@ -58,9 +58,14 @@ class Palette(Strict):
     eosin: float = Field(
         gt=0, description="Mean eosin beside nuclei of the H&E set, 1 being the set's strength."
     )
-    nuclei: Colour = Field(description="Optical density of the mean colour of nuclei in the IHC set.")
-    ground: Colour = Field(description="The same of tissue beside nuclei, without its DAB.")
-    dab: float = Field(ge=0, description="Density of DAB of that colour.")
+    nuclei: Colour = Field(
+        description="Optical density of the mean colour of nuclei in the IHC set, without its DAB."
+    )
+    ground: Colour = Field(description="The same of tissue beside nuclei.")
+    dab: tuple[float, float] = Field(
+        description="Densities of DAB in the mean colours of nuclei and beside them."
+    )
+    gain: tuple[float, float] = Field((1.0, 1.0), description="What these two count when a source is made.")
     crowding: float | None = Field(
         None, gt=0, description="Mean of h around the tissue beside nuclei; None: DAB does not follow it."
     )
@@ -77,8 +82,11 @@ class Palette(Strict):
         beside, inside = self.hematoxylin
         h = ((amounts[:, :1] - beside) / (inside - beside)).clamp(0, MOST)
         e = (amounts[:, 1:] / self.eosin).clamp(0, MOST)
+        in_nuclei, beside = (
+            gain * amount * rgb_from_hdab[1] for gain, amount in zip(self.gain, self.dab, strict=True)
+        )
         nuclei, rest, dab = (
-            he.new_tensor(c).view(1, 3, 1, 1) for c in (self.nuclei, self.ground, self.dab * rgb_from_hdab[1])
+            he.new_tensor(c).view(1, 3, 1, 1) for c in (self.nuclei + in_nuclei, self.ground, beside)
         )
         ground = rest + dab
         if self.crowding:
@@ -120,22 +128,37 @@ def measure_palette(
     ]
     find = cell_mask if nuclear else blue_nuclei
     colours = [(image / glass_light(image), find(image, diameter), tissue_mask(image)) for image in ihc]
-    of_nuclei, of_ground = (-np.log10(colour.clip(1 / 255, 1)) for colour in _means(colours, "IHC"))
-    in_nuclei, in_ground = (
-        max(float((density @ np.linalg.inv(rgb_from_hdab))[1]), 0.0) for density in (of_nuclei, of_ground)
-    )
-    if nuclear:
-        of_nuclei = of_nuclei + (DAB_GAIN - 1) * in_nuclei * rgb_from_hdab[1]
+    of_nuclei, of_ground = mean_densities(colours, "IHC")
+    dab = tuple(round(dab_of(density), 4) for density in (of_nuclei, of_ground))
     return Palette(
         dyes=fit_he_stains(he),
         hematoxylin=(round(float(beside[0]), 4), round(float(inside[0]), 4)),
         eosin=round(max(float(beside[1]), 1e-3), 4),
-        nuclei=rounded(of_nuclei),
-        ground=rounded(of_ground - in_ground * rgb_from_hdab[1]),
-        dab=round(in_ground, 4),
+        nuclei=rounded(of_nuclei - dab[0] * rgb_from_hdab[1]),
+        ground=rounded(of_ground - dab[1] * rgb_from_hdab[1]),
+        dab=dab,
         crowding=None if nuclear else round(max(float(_means(crowds, "H&E")[1]), 1e-3), 4),
         reach=reach,
     )
+
+
+def mean_densities(images: Sequence[tuple[Floats, Mask, Mask]], stain: str) -> tuple[Floats, Floats]:
+    """Optical densities [3] of the mean colours of nuclei and of tissue beside them.
+
+    Args:
+        images: (transmission [H, W, 3] in [0, 1], nuclei [H, W], tissue [H, W]) each.
+        stain: What to call the images in a message.
+
+    Raises:
+        DataError: None has enough pixels of both.
+    """
+    inside, beside = (-np.log10(colour.clip(1 / 255, 1)) for colour in _means(images, stain))
+    return inside, beside
+
+
+def dab_of(density: Floats) -> float:
+    """The DAB, at least 0, in an optical density [3]."""
+    return max(float((density @ np.linalg.inv(rgb_from_hdab))[1]), 0.0)
 
 
 def _means(images: Sequence[tuple[Floats, Mask, Mask]], stain: str) -> tuple[Floats, Floats]:
