@@ -143,6 +143,8 @@ def test_the_page_begins_with_cases_and_a_plot_and_folds_the_numbers(folders):
         re.findall(r"<h3>(H&amp;E|Generated|Real)</h3>", open_parts) == ["H&amp;E", "Generated", "Real"] * 2
     )
     assert page.count(BANNER) == 1
+    assert open_parts.count('class="beside"') == 1  # without a scale there is no dab_r_real
+    assert open_parts.count("the darkness of the H&amp;E alone") == 2  # the legend, and the mark's own text
 
 
 def ranked(page):

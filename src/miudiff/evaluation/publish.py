@@ -18,7 +18,7 @@ from miudiff.checkpoints import write_json
 from miudiff.evaluation.evaluate import Evaluation
 from miudiff.evaluation.folders import Case, count_kinds
 from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES, STAND_IN, too_few
-from miudiff.evaluation.plot import AXES, dots
+from miudiff.evaluation.plot import AXES, BESIDE, dots
 from miudiff.evaluation.scores import Scores
 from miudiff.evaluation.stain import dab_image
 from miudiff.images import Pixels, read_image, resize, write_text
@@ -126,6 +126,7 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
         "How near to the real stain",
         f"Mean and 95 % interval over images. {UNCALIBRATED}",
         dots(scores.summary),
+        BESIDE,
     )
     tables = [
         Table("Scores", HEADER, first),

@@ -98,6 +98,7 @@ class Dot:
         end: Its last one.
         target: The value that is to be reached; None where there is none.
         meaning: What the target stands for.
+        beside: What to compare the mean with, drawn as a hollow mark; None where there is nothing.
     """
 
     title: str
@@ -110,6 +111,7 @@ class Dot:
     end: float
     target: float | None = None
     meaning: str = ""
+    beside: float | None = None
 
     def share(self, value: float) -> float:
         """Where a value lies on the axis, in per cent of its length."""
@@ -129,12 +131,17 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """Dots with whiskers, one below the other."""
+    """Dots with whiskers, one below the other; `beside` says what the hollow marks stand for, if there are any."""
 
     kind: ClassVar = "plot"
     title: str
     caption: str
     dots: Sequence[Dot]
+    beside: str = ""
+
+    @property
+    def legend(self) -> str:
+        return self.beside if any(dot.beside is not None for dot in self.dots) else ""
 
 
 @dataclass(frozen=True)
