@@ -376,3 +376,25 @@ def test_a_reports_index_is_as_large_as_its_caveat_and_stands_beside_it(open_pag
     assert number.bounding_box()["y"] == caveat.bounding_box()["y"]
     page.emulate_media(media="print")
     assert page.locator("details dd").first.is_visible()  # a page on paper cannot be unfolded
+
+
+def test_a_table_of_nine_measures_fits_a_screen_and_its_names_stay_while_a_small_one_scrolls(
+    tmp_path, open_page
+):
+    header = ["row", "PSNR ↑", *["a measure of some words ↑"] * 8]
+    rows = [["MIU-Diff without refinement", *[Cell("0.475", True, True, "[0.403, 0.545]")] * 9]]
+    write_page(tmp_path / "wide.html", "t", "l", [Table("Wide", header, rows)])
+    size = "() => { const e = document.querySelector('.wide'); return e.scrollWidth - e.clientWidth; }"
+    assert open_page(tmp_path / "wide.html", width=1440).evaluate(size) == 0
+    page = open_page(tmp_path / "wide.html", width=390)
+    assert page.evaluate(size) > 0
+    page.locator(".wide").evaluate("e => e.scrollLeft = 300")
+    name, box = page.locator("td").first.bounding_box(), page.locator(".wide").bounding_box()
+    assert name["x"] == pytest.approx(box["x"], abs=1)
+    assert name["width"] < box["width"] / 2
+    assert (
+        page.evaluate(
+            "document.elementFromPoint(40, document.querySelector('td').getBoundingClientRect().y + 9).textContent"
+        )
+        == rows[0][0]
+    )
