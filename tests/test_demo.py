@@ -1,8 +1,10 @@
 """The demo's page and measures, and the trajectory it shows."""
 
+import html
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ import torch
 
 from miudiff import demo
 from miudiff.data.twin import MARKER, at_scale, twin_region
+from miudiff.demo import NAMES, dab_picture, run_demo, score
 from miudiff.demo import _page as page
-from miudiff.demo import dab_picture, run_demo, score
 from miudiff.images import read_image, resize
 from miudiff.methods.model import SHIPPED, model_folder
 from miudiff.methods.presets import preset
@@ -44,6 +46,7 @@ def test_an_image_that_is_its_true_twin_has_the_best_scores():
     assert best["vif_source"] == pytest.approx(1)
     assert best["hist_rgb256"] == pytest.approx(1)
     assert best["iod_virtual"] == best["iod_real"]
+    assert set(best) == set(NAMES)
 
 
 def test_scores_of_unlike_images_are_worse():
@@ -84,6 +87,10 @@ def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == len(images)
     assert all(word in text for word in ("psnr_real", "12.35", "vif_source", "Preset fast, seed 7, in 3 s."))
+    for key in scores:
+        (cells,) = re.findall(rf"<tr>(.*)<td>{key}</td></tr>", text)
+        assert cells.startswith(f"<td>{html.escape(NAMES[key])}</td>")
+    assert "PSNR against the real IHC, dB" in text
     assert "http://" not in text
     assert "https://" not in text
     assert "not for diagnosis" in text

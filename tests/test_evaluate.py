@@ -143,6 +143,46 @@ def test_the_page_begins_with_cases_and_a_plot_and_folds_the_numbers(folders):
         re.findall(r"<h3>(H&amp;E|Generated|Real)</h3>", open_parts) == ["H&amp;E", "Generated", "Real"] * 2
     )
     assert page.count(BANNER) == 1
+    assert open_parts.count('class="beside"') == 1  # without a scale there is no dab_r_real
+    assert open_parts.count("the darkness of the H&amp;E alone") == 2  # the legend, and the mark's own text
+
+
+def ranked(page):
+    """The names of the worst and the best cases in their order, and the words and the value behind each."""
+    return re.findall(r'<p class="name"><strong>(.*?): (.*?) ([-.\d]+)</strong>', page)
+
+
+def test_cases_are_ranked_by_the_place_of_their_dab_in_plain_words(folders):
+    assert evaluate("G", "R", "--out", "o") == 0
+    page = (folders / "o" / "report.html").read_text()
+    dice = {row["name"]: row["dab_dice_real"] for row in read(folders / "o" / "scores.json")["images"]}
+    worst, *others = sorted(dice, key=dice.get)
+    colours = {row["name"]: row["hist_rgb256"] for row in read(folders / "o" / "scores.json")["images"]}
+    assert worst != min(colours, key=colours.get)  # else this could not tell the two rankings apart
+    assert ranked(page)[0] == (worst, "DAB in the same places (Dice)", f"{dice[worst]:.3g}")
+    assert "By DAB in the same places (Dice)." in page
+    assert others[-1] == ranked(page)[1][0]
+
+
+def test_without_any_dab_colours_rank_and_with_some_the_others_are_in_no_ranking(folders, capsys):
+    greys = {"G": (200, 210, 220), "R": (205, 205, 225)}
+    for folder, levels in greys.items():
+        for name, level in zip(NAMES, levels, strict=True):
+            grey = np.full((64, 80, 3), level, np.uint8)
+            grey[:, : level // 10] -= 60
+            write_image(folders / folder / f"{name}.png", grey)
+    assert evaluate("G", "R", "--out", "o") == 0
+    page = (folders / "o" / "report.html").read_text()
+    assert read(folders / "o" / "scores.json")["mean"]["dab_dice_real"] is None
+    assert {words for _, words, _ in ranked(page)} == {"Colours (histogram correlation)"}
+    brown = np.full((64, 80, 3), 240, np.uint8)
+    brown[:, :40] = (120, 80, 50)
+    for folder in greys:
+        write_image(folders / folder / "s1_a.png", brown)
+    assert evaluate("G", "R", "--out", "o") == 0
+    page = (folders / "o" / "report.html").read_text()
+    assert ranked(page) == [("s1_a", "DAB in the same places (Dice)", "1")]
+    assert "2 images are in no ranking" in page
 
 
 def test_a_large_case_is_shown_at_512_pixels(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from miudiff.demo import _page as demo_page
 from miudiff.evaluation.panel import FOREMOST, MEASURES
-from miudiff.evaluation.plot import AXES, dots
+from miudiff.evaluation.plot import AXES, BESIDE, dots
 from miudiff.evaluation.statistics import Interval, interval
 from miudiff.images import write_image
 from miudiff.pages.page import BANNER, CURTAIN, STYLE, write_page
@@ -175,6 +175,27 @@ def test_an_axis_holds_all_that_is_drawn_on_it():
     assert (dot.target, dot.share(0)) == (0, 0)
     (dot,) = dots({"psnr_real": Interval(16.0, None, None, 1)})
     assert (dot.low, dot.target, dot.value) == (None, None, "16 dB")
+
+
+def test_the_darkness_of_the_he_is_a_hollow_mark_beside_the_measures_of_dab(tmp_path):
+    summary = {key: interval([0.2, 0.4]) for key in FOREMOST}
+    assert {dot.beside for dot in dots(summary)} == {None}
+    summary |= {"darkness_dab_dice_real": interval([0.5]), "darkness_dab_r_real": interval([-0.15])}
+    drawn = dots(summary)
+    assert [dot.beside for dot in drawn] == [0.5, -0.15, None, None, None]
+    assert drawn[1].share(-0.15) > 0
+    undefined = summary | {"darkness_dab_dice_real": interval([np.nan])}
+    assert [dot.beside for dot in dots(undefined)] == [None, -0.15, None, None, None]
+    write_page(tmp_path / "both.html", "t", "l", [Plot("Plot", "", drawn, BESIDE)])
+    write_page(tmp_path / "none.html", "t", "l", [Plot("Plot", "", drawn[2:], BESIDE)])
+    both, none = ((tmp_path / name).read_text() for name in ("both.html", "none.html"))
+    assert re.findall(r'<circle class="beside" cx="([\d.]+)%"', both) == [
+        "50.0",
+        f"{drawn[1].share(-0.15):.2f}".rstrip("0"),
+    ]
+    assert both.count('<span class="hollow">') == 1
+    assert 'class="hollow"' not in none
+    assert 'class="beside"' not in none
 
 
 def test_no_text_of_an_axis_lies_on_another():
@@ -355,3 +376,25 @@ def test_a_reports_index_is_as_large_as_its_caveat_and_stands_beside_it(open_pag
     assert number.bounding_box()["y"] == caveat.bounding_box()["y"]
     page.emulate_media(media="print")
     assert page.locator("details dd").first.is_visible()  # a page on paper cannot be unfolded
+
+
+def test_a_table_of_nine_measures_fits_a_screen_and_its_names_stay_while_a_small_one_scrolls(
+    tmp_path, open_page
+):
+    header = ["row", "PSNR ↑", *["a measure of some words ↑"] * 8]
+    rows = [["MIU-Diff without refinement", *[Cell("0.475", True, True, "[0.403, 0.545]")] * 9]]
+    write_page(tmp_path / "wide.html", "t", "l", [Table("Wide", header, rows)])
+    size = "() => { const e = document.querySelector('.wide'); return e.scrollWidth - e.clientWidth; }"
+    assert open_page(tmp_path / "wide.html", width=1440).evaluate(size) == 0
+    page = open_page(tmp_path / "wide.html", width=390)
+    assert page.evaluate(size) > 0
+    page.locator(".wide").evaluate("e => e.scrollLeft = 300")
+    name, box = page.locator("td").first.bounding_box(), page.locator(".wide").bounding_box()
+    assert name["x"] == pytest.approx(box["x"], abs=1)
+    assert name["width"] < box["width"] / 2
+    assert (
+        page.evaluate(
+            "document.elementFromPoint(40, document.querySelector('td').getBoundingClientRect().y + 9).textContent"
+        )
+        == rows[0][0]
+    )

@@ -1,12 +1,15 @@
 """Table 1 beside its baseline: the darkness of the H&E has the columns of stain truth and no others."""
 
+import html
+import re
+
 import numpy as np
 import pytest
 
 from miudiff.evaluation.truth import SPANS
 from miudiff.images import write_image
 from miudiff.reproduce.cases import Case
-from miudiff.reproduce.tables import BASELINE, Finished, Result, write_table
+from miudiff.reproduce.tables import BASELINE, COLUMNS, Finished, Result, write_table
 
 SCORES = {
     "psnr_real": 15.0,
@@ -43,6 +46,41 @@ def test_the_baseline_is_the_first_row_and_has_stain_truth_alone(tmp_path):
         "at 8 µm ↑": "0.4 [0.4, 0.4]",
     }
     assert 8 in SPANS
+
+
+def on_page(folder):
+    """Headings of the open and of the folded table of each case on the page."""
+    page = (folder / "out" / "table1.html").read_text()
+    tables = re.findall(r'aria-label="(set.*?)".*?<thead>(.*?)</thead>', page, re.S)
+    return {title: re.findall(r'<th scope="col">(.*?)</th>', head)[1:] for title, head in tables}
+
+
+@pytest.mark.parametrize(
+    ("marker", "cells"), [("HER2", "nuclei Dice (H&amp;E) ↑"), ("Ki-67", "positive share off by ↓")]
+)
+def test_the_page_shows_the_foremost_columns_and_folds_the_others(tmp_path, marker, cells):
+    rows = table(tmp_path, marker, dict.fromkeys(COLUMNS, 0.5))
+    found = on_page(tmp_path)
+    assert list(found) == ["set", "set: more measures"]
+    assert found["set"][:6] == [
+        "PSNR ↑",
+        "VIF (H&amp;E) ↑",
+        "Hist ↑",
+        "DAB Dice ↑",
+        "DAB r ↑",
+        "IOD of each field, % off ↓",
+    ]
+    assert found["set"][6:] == [cells, "gradient r at 2 µm (H&amp;E) ↑", "sharpness → 1"]
+    both = [html.unescape(name) for name in (*found["set"], *found["set: more measures"])]
+    assert sorted(both) == sorted(rows["ours"])  # Markdown has them all, and none is lost
+    page = (tmp_path / "out" / "table1.html").read_text()
+    assert page.index("<table>") < page.index("<summary>set: more measures") < page.index("at 8 µm ↑")
+    assert '<span class="small">[0.5, 0.5]</span>' in page
+
+
+def test_a_page_folds_nothing_where_all_columns_are_foremost(tmp_path):
+    table(tmp_path, "HER2", {"psnr_real": 15.0, "dab_r_real": 0.5})
+    assert on_page(tmp_path) == {"set": ["PSNR ↑", "DAB r ↑"]}
 
 
 def test_without_the_darkness_there_is_no_baseline(tmp_path):

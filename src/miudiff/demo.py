@@ -36,6 +36,15 @@ NEXT = (
     ),
 )
 
+# key of metrics.json -> what it is, and in which unit
+NAMES = {
+    "psnr_real": "PSNR against the real IHC, dB",
+    "vif_source": "Detail of the H&E kept (VIF, 1 is all)",
+    "hist_rgb256": "Colours as in the real IHC (histogram correlation, -1 to 1)",
+    "iod_virtual": "DAB of the virtual IHC (IOD: optical density, summed over pixels)",
+    "iod_real": "DAB of the real IHC (the same sum)",
+}
+
 
 def run_demo(out: Path, preset: str, seed: int, device: str, say: Callable[[str], None]) -> None:
     """Write he.png, virtual_ihc.png, real_ihc.png, both DAB maps, trajectory.png, metrics.json and report.html to `out`."""
@@ -111,9 +120,9 @@ def _page(
     walk = Figure("From y_S to y_0", "The reverse process, left to right.", images["trajectory"])
     table = Table(
         "Against the true twin",
-        ["measure", "value"],
-        [[name, value] for name, value in scores.items()],
-        "PSNR in dB and Hist (256 bins of R, G and B) against the real IHC; VIF against the H&E; IOD after ImageJ's recipe, of this image alone.",
+        ["measure", "value", "key in metrics.json"],
+        [[NAMES[key], value, key] for key, value in scores.items()],
+        "Histograms have 256 bins of R, G and B; VIF is the mean of R, G and B; IOD is after ImageJ's recipe, of this image alone.",
     )
     notes = [
         "The twin's H&E was rendered from the real IHC image of scikit-image (colon), so pair and alignment are exact; it is no laboratory H&E.",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from miudiff.evaluation.panel import FOREMOST
 from miudiff.evaluation.statistics import Interval
+from miudiff.evaluation.truth import DARKNESS
 from miudiff.pages.parts import Dot
 
 
@@ -29,6 +30,10 @@ class Axis(NamedTuple):
     meaning: str = "as the real stain"
 
 
+BESIDE = (
+    "the darkness of the H&E alone, taken for DAB: what a method must beat"  # what a hollow mark stands for
+)
+
 # By key of `panel.MEASURES`: the foremost, then what stands in for those that a set does not have.
 AXES = {
     "dab_dice_real": Axis("DAB in the same places (Dice)"),
@@ -45,18 +50,24 @@ AXES = {
 
 
 def dots(summary: Mapping[str, Interval]) -> list[Dot]:
-    """As many measures of `AXES` as are foremost, the first that have a finite mean, with their intervals."""
+    """As many measures of `AXES` as are foremost, the first that have a finite mean, with their intervals.
+
+    Beside those of DAB stands what the H&E's darkness scores, where it is known.
+    """
     there = [key for key in AXES if key in summary and math.isfinite(summary[key].mean)]
-    return [_dot(AXES[key], summary[key]) for key in there[: len(FOREMOST)]]
+    return [_dot(AXES[key], summary[key], summary.get(f"{DARKNESS}{key}")) for key in there[: len(FOREMOST)]]
 
 
-def _dot(axis: Axis, found: Interval) -> Dot:
+def _dot(axis: Axis, found: Interval, darkness: Interval | None) -> Dot:
     low, high = found.low, found.high
     between = f"{low:.3g} to {high:.3g}" if low is not None and high is not None else ""
-    values = [found.mean, *(value for value in (low, high) if value is not None)]
+    beside = darkness.mean if darkness is not None and math.isfinite(darkness.mean) else None
+    values = [found.mean, *(value for value in (low, high, beside) if value is not None)]
     start, end = _round_down(min(0.0, *values)), max(axis.end, -_round_down(-max(values)))
     value = f"{found.mean:.3g}{axis.unit}"
-    return Dot(axis.title, value, between, found.mean, low, high, start, end, axis.target, axis.meaning)
+    return Dot(
+        axis.title, value, between, found.mean, low, high, start, end, axis.target, axis.meaning, beside
+    )
 
 
 def _round_down(value: float) -> float:

@@ -17,8 +17,8 @@ from miudiff import __version__
 from miudiff.checkpoints import write_json
 from miudiff.evaluation.evaluate import Evaluation
 from miudiff.evaluation.folders import Case, count_kinds
-from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES, too_few
-from miudiff.evaluation.plot import dots
+from miudiff.evaluation.panel import HEADLINE, HEADLINES, MEASURES, STAND_IN, too_few
+from miudiff.evaluation.plot import AXES, BESIDE, dots
 from miudiff.evaluation.scores import Scores
 from miudiff.evaluation.stain import dab_image
 from miudiff.images import Pixels, read_image, resize, write_text
@@ -107,7 +107,8 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
         raise ValueError("nothing was scored")
     first, rows = table_rows(scores, short=True), table_rows(scores)
     lead = _lead(evaluation, scores)
-    notes = [*evaluation.warnings, *evaluation.notes, *_left_over(evaluation)]
+    key = _ranked_by(scores)
+    notes = [*evaluation.warnings, *evaluation.notes, *_left_over(evaluation), *_unranked(scores, key)]
     write_text(folder / CSV, _csv(scores))
     write_json(folder / JSON, to_json(evaluation, about))
     parts = [
@@ -120,22 +121,23 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
         "\n".join(f"* {' '.join(note.split())}" for note in notes),
     ]
     write_text(folder / MARKDOWN, "\n\n".join(part.strip() for part in parts) + "\n")
-    cases = _cases(evaluation, scores)
+    cases = _cases(evaluation, scores, key)
     plot = Plot(
         "How near to the real stain",
         f"Mean and 95 % interval over images. {UNCALIBRATED}",
         dots(scores.summary),
+        BESIDE,
     )
     tables = [
         Table("Scores", HEADER, first),
         Table("Every key", HEADER, rows, "A row for each image is in scores.csv."),
     ]
     folded = [
-        *(_more(title, pairs) for title, pairs in cases.items()),
+        *(_more(title, pairs, key) for title, pairs in cases.items()),
         *(Folded(table.title, [table]) for table in tables),
         Folded("Notes", [Notes("Notes", notes)]),
     ]
-    shown = [_rows(f"{title} cases", pairs[:1]) for title, pairs in cases.items()]
+    shown = [_rows(f"{title} cases", pairs[:1], key) for title, pairs in cases.items()]
     write_page(folder / PAGE, "Virtual stains, measured", lead, [*shown, plot, *folded])
     return [folder / name for name in (CSV, JSON, MARKDOWN, PAGE)]
 
@@ -201,36 +203,46 @@ def _left_over(evaluation: Evaluation) -> list[str]:
 Scored = tuple[Case, float]
 
 
-def _cases(evaluation: Evaluation, scores: Scores) -> dict[str, list[Scored]]:
-    """The worst and the best cases with their headline measure, each image in one of the two at most."""
-    values = [row[HEADLINE] for row in scores.rows]
-    ranked = sorted(
-        zip(evaluation.cases, values, strict=True), key=lambda scored: (scored[1], scored[0].name)
-    )
+def _ranked_by(scores: Scores) -> str:
+    """The key that ranks the cases: `HEADLINE`, unless it is undefined in every image."""
+    return STAND_IN if all(math.isnan(row[HEADLINE]) for row in scores.rows) else HEADLINE
+
+
+def _unranked(scores: Scores, key: str) -> list[str]:
+    lost = sum(math.isnan(row[key]) for row in scores.rows)
+    return [f"{lost} images are in no ranking: {key} is undefined in them."] if lost else []
+
+
+def _cases(evaluation: Evaluation, scores: Scores, key: str) -> dict[str, list[Scored]]:
+    """The worst and the best cases by `key`, each image in one of the two at most; in neither where it is undefined."""
+    values = [row[key] for row in scores.rows]
+    known = [pair for pair in zip(evaluation.cases, values, strict=True) if not math.isnan(pair[1])]
+    ranked = sorted(known, key=lambda scored: (scored[1], scored[0].name))
     worst = ranked[: min(SHOWN, (len(ranked) + 1) // 2)]
     best = ranked[len(worst) :][-SHOWN:][::-1]
     return {title: found for title, found in (("Worst", worst), ("Best", best)) if found}
 
 
-def _rows(title: str, pairs: Sequence[Scored]) -> Rows:
+def _rows(title: str, pairs: Sequence[Scored], key: str) -> Rows:
+    measure = AXES[key].title
     rows = []
     for case, value in pairs:
         found = {"H&E": case.source, "Generated": case.generated, "Real": case.real}
         pictures = {name: _small(read_image(path)) for name, path in found.items() if path is not None}
         rows.append(
-            (f"{case.name}: {HEADLINE} {value:.3g}", [Figure(name, "", p) for name, p in pictures.items()])
+            (f"{case.name}: {measure} {value:.3g}", [Figure(name, "", p) for name, p in pictures.items()])
         )
-    return Rows(title, rows, f"By {HEADLINE}. Drag a curtain: each picture uncovers the next.", photo=True)
+    return Rows(title, rows, f"By {measure}. Drag a curtain: each picture uncovers the next.", photo=True)
 
 
-def _more(title: str, pairs: Sequence[Scored]) -> Folded:
+def _more(title: str, pairs: Sequence[Scored], key: str) -> Folded:
     """The cases that follow the first one, and the DAB of all of them."""
     images = [
         [dab_image(_small(read_image(path))) for path in (case.generated, case.real)] for case, _ in pairs
     ]
     names = [case.name.encode("ascii", "replace").decode() for case, _ in pairs]
     sheet = contact_sheet(images, ["generated", "real"], names, 224)
-    more = [_rows(f"More {title.lower()} cases", pairs[1:])] if pairs[1:] else []
+    more = [_rows(f"More {title.lower()} cases", pairs[1:], key)] if pairs[1:] else []
     return Folded(
         f"{title} cases: more of them, and their DAB",
         [*more, Figure("DAB", "Density by colour deconvolution; darker is more.", sheet)],

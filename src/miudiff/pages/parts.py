@@ -16,11 +16,16 @@ NEAR = 25.0  # per cent of an axis: two texts below it would touch
 
 
 class Cell(NamedTuple):
-    """A cell of a table as it is shown: numbers stand to the right, the best of a column is bold."""
+    """A cell of a table as it is shown: numbers stand to the right, the best of a column is bold; `small` follows the text."""
 
     text: str
     number: bool = False
     best: bool = False
+    small: str = ""
+
+    @property
+    def line(self) -> str:
+        return f"{self.text} {self.small}".rstrip()
 
     @classmethod
     def of(cls, value: object) -> Cell:
@@ -98,6 +103,7 @@ class Dot:
         end: Its last one.
         target: The value that is to be reached; None where there is none.
         meaning: What the target stands for.
+        beside: What to compare the mean with, drawn as a hollow mark; None where there is nothing.
     """
 
     title: str
@@ -110,6 +116,7 @@ class Dot:
     end: float
     target: float | None = None
     meaning: str = ""
+    beside: float | None = None
 
     def share(self, value: float) -> float:
         """Where a value lies on the axis, in per cent of its length."""
@@ -129,12 +136,17 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """Dots with whiskers, one below the other."""
+    """Dots with whiskers, one below the other; `beside` says what the hollow marks stand for, if there are any."""
 
     kind: ClassVar = "plot"
     title: str
     caption: str
     dots: Sequence[Dot]
+    beside: str = ""
+
+    @property
+    def legend(self) -> str:
+        return self.beside if any(dot.beside is not None for dot in self.dots) else ""
 
 
 @dataclass(frozen=True)
@@ -176,7 +188,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     cells = Table("", header, rows).cells()
     numbers = [cells and all(cell.number for cell in column) for column in zip(*cells, strict=True)]
     rules = ["---:" if right else "---" for right in numbers or [False] * len(header)]
-    body = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in cells]
+    body = [[f"**{cell.line}**" if cell.best else cell.line for cell in row] for row in cells]
     lines = [list(header), rules, *body]
     return "".join(f"| {' | '.join(_markdown(text) for text in line)} |\n" for line in lines)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from miudiff.reproduce.published import DATASETS, REPORTED, reported_for
 SHOWN = 6  # test images on a table's sheet
 BASELINE = f"{DARKNESS.strip('_')} of the H&E"  # no method: what stain truth is there without one
 POSITIVE = "ki67_index_mae"  # of cells, so for nuclear markers alone
+NUCLEI = "nuclei_dice_source"
 # key of `evaluation.panel.MEASURES` -> heading; the paper's own four, then what they leave open.
 COLUMNS: Mapping[str, str] = {
     "psnr_real": "PSNR ↑",
@@ -37,7 +38,7 @@ COLUMNS: Mapping[str, str] = {
     **{f"dab_r_{span}um_real": f"at {span} µm ↑" for span in SPANS},
     "iod_field_error": "IOD of each field, % off ↓",
     POSITIVE: "positive share off by ↓",
-    "nuclei_dice_source": "nuclei Dice (H&E) ↑",
+    NUCLEI: "nuclei Dice (H&E) ↑",
     "gradient_r_2um_source": "gradient r at 2 µm (H&E) ↑",
     "sharpness_real": "sharpness → 1",
     "iod_percent": "IOD, % of real → 0",
@@ -46,6 +47,18 @@ COLUMNS: Mapping[str, str] = {
     "ssim_real_win7": "SSIM ↑",
     "seconds": "s / image",
 }
+# What a page shows open, with `POSITIVE` in the place of `NUCLEI` where that is known; Markdown has all columns.
+FOREMOST = (
+    "psnr_real",
+    "vif_source",
+    "hist_rgb256",
+    "iod_field_error",
+    "dab_dice_real",
+    "dab_r_real",
+    NUCLEI,
+    "gradient_r_2um_source",
+    "sharpness_real",
+)
 SAME_NOISE = "First seed; every diffusion row of a tile begins from the same noise."
 BEST = "Bold is the best of a column, and what its interval over seeds does not tell from the best"
 
@@ -70,7 +83,7 @@ class Finished:
 def write_table(out: Path, stem: str, title: str, found: Sequence[Finished], note: str) -> Path:
     """Write a table for every case as Markdown, JSON and HTML; returns the Markdown file."""
     paper = _paper_tables(found)
-    tables = [_table(each) for each in found]
+    tables = [_table(each, _keys(each)) for each in found]
     path = out / f"{stem}.md"
     blocks = [f"### {t.title}\n\n{markdown_table(t.header, t.rows)}\n{t.note}\n" for t in (*tables, *paper)]
     write_bytes(path, "\n".join([f"## {title}\n\n{note}\n", *blocks]).encode())
@@ -87,10 +100,10 @@ def write_table(out: Path, stem: str, title: str, found: Sequence[Finished], not
     )
     parts: list[Part] = []
     sheets: list[Part] = []
-    for each, table in zip(found, tables, strict=True):
+    for each in found:
         sheet = _sheet(each)
         write_image(out / f"{stem}-{each.case.name}.png", sheet)
-        parts += [table, _first_image(each)]
+        parts += [*_on_page(each), _first_image(each)]
         sheets.append(Figure(each.case.name, SAME_NOISE, sheet))
     folded = [Folded("More test images", sheets), Folded("What the paper reports", paper)]
     write_page(out / f"{stem}.html", title, note, [*parts, *folded])
@@ -120,14 +133,32 @@ def write_figure(out: Path, stem: str, found: Sequence[Finished], note: str, mos
     return path
 
 
-def _table(found: Finished) -> Table:
-    results = found.results
+def _keys(found: Finished) -> list[str]:
+    """The columns that a case has."""
+    results = found.results.values()
     nuclear = found.case.marker is not None and is_nuclear(found.case.marker)
-    keys = [
+    return [
         key
         for key in COLUMNS
-        if (nuclear or key != POSITIVE) and any(key in s for r in results.values() for s in r.scores)
+        if (nuclear or key != POSITIVE) and any(key in each for result in results for each in result.scores)
     ]
+
+
+def _on_page(found: Finished) -> list[Part]:
+    """A case's foremost columns, and the others folded."""
+    keys = _keys(found)
+    foremost = {POSITIVE if key == NUCLEI and POSITIVE in keys else key for key in FOREMOST}
+    first = [key for key in keys if key in foremost]
+    others = [key for key in keys if key not in foremost]
+    tables: list[Part] = [_table(found, first)] if first else []
+    if others:
+        name = f"{found.case.name}: {'more ' if first else ''}measures"
+        tables.append(Folded(name, [replace(_table(found, others), title=name, note="")]))
+    return tables
+
+
+def _table(found: Finished, keys: Sequence[str]) -> Table:
+    results = found.results
     body: list[list[object]] = [[row] for row in results]
     for key in keys:
         column = [interval([each.get(key, math.nan) for each in r.scores]) for r in results.values()]
@@ -222,9 +253,9 @@ def _cell(found: Interval, is_best: bool) -> Cell:
     """Mean and interval over seeds; seeds whose value is undefined or infinite are left out and counted."""
     if not found.n:
         return Cell(MISSING, True)
-    between = "" if found.low is None or found.high is None else f" [{found.low:.3g}, {found.high:.3g}]"
-    counted = f" ({found.n} of {found.n + found.left_out} seeds)" if found.left_out else ""
-    return Cell(f"{found.mean:.3g}{between}{counted}", True, is_best)
+    between = "" if found.low is None or found.high is None else f"[{found.low:.3g}, {found.high:.3g}]"
+    counted = f"({found.n} of {found.n + found.left_out} seeds)" if found.left_out else ""
+    return Cell(f"{found.mean:.3g}", True, is_best, f"{between} {counted}".strip())
 
 
 def _sentence(text: str) -> str:
