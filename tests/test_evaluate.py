@@ -144,7 +144,7 @@ def test_the_page_begins_with_cases_and_a_plot_and_folds_the_numbers(folders):
     )
     assert page.count(BANNER) == 1
     assert open_parts.count('class="beside"') == 1  # without a scale there is no dab_r_real
-    assert open_parts.count("the darkness of the H&amp;E alone") == 2  # the legend, and the mark's own text
+    assert open_parts.count("The darkness of the H&amp;E alone") == 2  # the legend, and the mark's own text
 
 
 def ranked(page):

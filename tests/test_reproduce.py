@@ -338,7 +338,7 @@ def test_no_seed_is_refused(tmp_path, budget):
 
 
 def cell(values):
-    return _cell(interval(values), False).text
+    return _cell(interval(values), False).line
 
 
 def test_a_cell_is_a_mean_with_its_interval_and_of_one_seed_a_mean():

@@ -30,9 +30,8 @@ class Axis(NamedTuple):
     meaning: str = "as the real stain"
 
 
-BESIDE = (
-    "the darkness of the H&E alone, taken for DAB: what a method must beat"  # what a hollow mark stands for
-)
+# What a hollow mark stands for.
+BESIDE = "The darkness of the H&E alone, taken for DAB: what a method must beat"
 
 # By key of `panel.MEASURES`: the foremost, then what stands in for those that a set does not have.
 AXES = {
