@@ -99,13 +99,16 @@ def write_table(out: Path, stem: str, title: str, found: Sequence[Finished], not
         },
     )
     parts: list[Part] = []
+    more: list[Part] = []
     sheets: list[Part] = []
     for each in found:
         sheet = _sheet(each)
         write_image(out / f"{stem}-{each.case.name}.png", sheet)
-        parts += [*_on_page(each), _first_image(each)]
+        first, others = _on_page(each)
+        parts += [*first, _first_image(each)]
+        more += others
         sheets.append(Figure(each.case.name, SAME_NOISE, sheet))
-    folded = [Folded("More test images", sheets), Folded("What the paper reports", paper)]
+    folded = [*more, Folded("More test images", sheets), Folded("What the paper reports", paper)]
     write_page(out / f"{stem}.html", title, note, [*parts, *folded])
     return path
 
@@ -144,17 +147,18 @@ def _keys(found: Finished) -> list[str]:
     ]
 
 
-def _on_page(found: Finished) -> list[Part]:
-    """A case's foremost columns, and the others folded."""
+def _on_page(found: Finished) -> tuple[list[Part], list[Part]]:
+    """A case's foremost columns, and the others folded; each none or one."""
     keys = _keys(found)
     foremost = {POSITIVE if key == NUCLEI and POSITIVE in keys else key for key in FOREMOST}
     first = [key for key in keys if key in foremost]
     others = [key for key in keys if key not in foremost]
     tables: list[Part] = [_table(found, first)] if first else []
+    folded: list[Part] = []
     if others:
         name = f"{found.case.name}: {'more ' if first else ''}measures"
-        tables.append(Folded(name, [replace(_table(found, others), title=name, note="")]))
-    return tables
+        folded.append(Folded(name, [replace(_table(found, others), title=name, note="")]))
+    return tables, folded
 
 
 def _table(found: Finished, keys: Sequence[str]) -> Table:
