@@ -138,8 +138,8 @@ def match_dab(
     """The marker's palette with the gain at which results have, in the mean, the DAB of the palette's IHC set.
 
     A source whose nuclei have the mean colour of all nuclei comes out with fewer positive ones than the set has, because the mean
-    lies nearer to the more frequent colour. So DAB, of nuclei or of what lies beside them, wherever the antigen is, is multiplied by
-    what was missing of it, in a few rounds.
+    lies nearer to the more frequent colour. So the DAB of nuclei is multiplied by what was missing of it, in a few rounds. Palettes of
+    other antigens stay as they are: how much of a set is stained hangs on how much of it is epithelium, which differs between sets.
 
     Args:
         config: How to translate; refinement is left out.
@@ -157,16 +157,18 @@ def match_dab(
     diameter, multiple = NUCLEUS / model.card.mpp, model.for_marker(marker).multiple
     fields = [middle(image, MATCHED // multiple * multiple, multiple) for image in he]
     known = [(nuclei_of_he(field, diameter), tissue_mask(field)) for field in fields]
-    gain, where = [1.0, 1.0], 1 if palette.crowding else 0
+    if palette.crowding is not None:
+        return palette
+    gain = 1.0
     for _ in range(ROUNDS):
-        tried = palette.model_copy(update={"gain": tuple(gain)})
+        tried = palette.model_copy(update={"gain": gain})
         results = [
             (_stained(model, marker, config, placement, tried, field, i) / 255, *masks)
             for i, (field, masks) in enumerate(zip(fields, known, strict=True))
         ]
-        found = dab_of(mean_densities(results, "H&E")[where])
-        gain[where] = float(np.clip(gain[where] * palette.dab[where] / max(found, 0.01), *GAINS).round(3))
-    return palette.model_copy(update={"gain": tuple(gain)})
+        found = dab_of(mean_densities(results, "H&E")[0])
+        gain = float(np.clip(gain * palette.dab[0] / max(found, 0.01), *GAINS).round(3))
+    return palette.model_copy(update={"gain": gain})
 
 
 def middle(image: Pixels, side: int, multiple: int) -> Pixels:

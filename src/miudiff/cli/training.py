@@ -139,7 +139,9 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
     loaded = replace(loaded, card=loaded.card.model_copy(update={"palette": palettes}))
     for marker in palettes:
         palettes[marker] = found = match_dab(loaded, marker, preset("fast"), placement, sources)
-        say(f"{marker}: DAB in nuclei {found.dab[0]}, beside them {found.dab[1]}; counted {found.gain} times")
+        say(
+            f"{marker}: DAB in nuclei {found.dab[0]}, beside them {found.dab[1]}; that in nuclei counts {found.gain} times"
+        )
     write_palettes(model, palettes)
     return 0
 
