@@ -22,7 +22,9 @@ from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN, Floats, optical_density, st
 
 SEEN = 2**18  # pixels of each image that are looked at, evenly over it
 FEWEST = 2000  # pixels of tissue below which nothing is estimated
-STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue
+STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue, where strengths are not yet known
+SHARE = 0.4  # sum of both dyes, in strengths, from which it is tissue
+ROUNDS = 6  # in which tissue and strengths settle
 COLOURED = (
     0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
 )
@@ -104,7 +106,8 @@ class Normaliser:
 def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     """The dyes of a section, from some uint8 [H, W, 3] of it.
 
-    A dye whose estimate is far from any hematoxylin or eosin (a field of one dye alone has no second) takes the reference colour.
+    What is tissue is told in the section's own strengths: by a fixed density less of a pale section would count, and what is left is
+    darker than the mean of it. A dye whose estimate is far from any hematoxylin or eosin (a field of one dye alone has no second) takes the reference colour.
 
     Raises:
         DataError: Too little tissue to estimate anything.
@@ -114,14 +117,17 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     light = np.percentile(pixels, 99, axis=0).clip(1, None)
     density = optical_density(pixels, light)
     mean, spread = density.mean(axis=1), np.ptp(density, axis=1)
-    tissue = density[(mean > STAINED) & (spread > COLOURED * mean)]
+    coloured = spread > COLOURED * mean
+    dyed, tissue = density[coloured], density[coloured & (mean > STAINED)]
     if len(tissue) < FEWEST:
         raise DataError(
             f"{len(tissue)} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; take a field with more tissue, or switch normalisation off"
         )
-    hematoxylin, eosin = _dyes(tissue)
-    amounts = np.clip(tissue @ np.linalg.pinv(np.stack([hematoxylin, eosin])), 0, None)
-    strength = np.percentile(amounts, STRONGEST, axis=0).clip(0.05, None)
+    for _ in range(ROUNDS):
+        hematoxylin, eosin = _dyes(tissue)
+        unmix = np.linalg.pinv(np.stack([hematoxylin, eosin]))
+        strength = np.percentile(np.clip(tissue @ unmix, 0, None), STRONGEST, axis=0).clip(0.05, None)
+        tissue = dyed[(np.clip(dyed @ unmix, 0, None) / strength).sum(axis=1) > SHARE]
     return HEStains(
         light=rounded(light),
         hematoxylin=rounded(hematoxylin),
