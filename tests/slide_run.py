@@ -52,6 +52,9 @@ class PlaceStainer:
 
     batch = 1
 
+    def for_section(self, dyes):
+        return self
+
     def stream(self, windows):
         for piece, key in windows:
             yield from self.stain([piece], [key])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from miudiff.errors import ClusterError, ConfigError, MiudiffError, SlideError
 from miudiff.images import Pixels
 from miudiff.noise import NoiseKey
+from miudiff.normalisation import HEStains
 from miudiff.slides.frame import Frame, Window
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import Group, Result, Stained
@@ -40,6 +41,7 @@ class Task:
     mark: bool
     key: NoiseKey
     windows: tuple[Window, ...]
+    dyes: HEStains | None = None
 
 
 class Worker:
@@ -62,7 +64,7 @@ class Worker:
             sight = Sight(self._open(task.path), task.frame, mark=task.mark)
             read, bad = sight.windows(task.windows)
             keys = [task.key.at(window.left, window.top) for window in task.windows]
-            return self.stainer.stain(read, keys), bad
+            return self.stainer.for_section(task.dyes).stain(read, keys), bad
         except MiudiffError as error:
             return str(error)
 
@@ -129,11 +131,13 @@ class Cluster:
         # weights that do not load are told now
         self._get([actor.ready.remote() for actor in self.actors], START)
 
-    def stained(self, key: NoiseKey) -> Stained:
-        """Who stains the windows of a slide whose noise is `key`'s."""
-        return partial(self._run, key)
+    def stained(self, key: NoiseKey, dyes: HEStains | None = None) -> Stained:
+        """Who stains the windows of a slide of these dyes (`VirtualStainer.for_section`) whose noise is `key`'s."""
+        return partial(self._run, key, dyes)
 
-    def _run(self, key: NoiseKey, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
+    def _run(
+        self, key: NoiseKey, dyes: HEStains | None, sight: Sight, groups: Iterable[Group]
+    ) -> Iterator[Result]:
         """Results in the order of the groups; each group is divided into tasks, and every actor has a few waiting."""
         upcoming = iter(groups)
         queue: deque[tuple[Any, int]] = deque()  # tasks in order, and the actor of each
@@ -143,7 +147,7 @@ class Cluster:
                 while len(queue) < WAITING * len(self.actors) and (group := next(upcoming, None)):
                     parts = [tuple(group[i : i + self._batch]) for i in range(0, len(group), self._batch)]
                     for windows in parts:
-                        task = Task(sight.slide.path.absolute(), sight.frame, sight.mark, key, windows)
+                        task = Task(sight.slide.path.absolute(), sight.frame, sight.mark, key, windows, dyes)
                         number = self._idlest(queue)
                         queue.append((self.actors[number].stain.remote(task), number))
                     whole.append(len(parts))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from miudiff.errors import ConfigError
+from miudiff.errors import ConfigError, DataError
 
 LONGEST = 2_000_000  # characters of a configuration file, which a list of 50,000 names of images fits into
 MOST_VALUES = 200_000  # of a configuration, where an alias counts as all that it repeats
@@ -295,3 +295,15 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def to_yaml(config: BaseModel) -> str:
     """The configuration, defaults included, as YAML that reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def check_mpp(mpp: float) -> None:
+    """Refuse micrometres per pixel that no light microscope has.
+
+    Raises:
+        DataError: Less than 0.05, more than 20, or no number.
+    """
+    if not 0.05 <= mpp <= 20:
+        raise DataError(
+            f"mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x"
+        )

@@ -1,4 +1,4 @@
-"""What the two dyes of an H&E section look like, so that a section stained darker does not come out more positive.
+"""The two dyes of an H&E section, and the section in other dyes, so that one stained darker does not come out more positive.
 
 The optical density of an H&E pixel is a sum of two dyes. Their colours are estimated from a section's own tissue (Macenko et al.
 2009): in the plane of the two largest principal directions of density, the dyes are the extreme angles. One fit holds for a whole
@@ -8,8 +8,11 @@ slide or folder; a fit per tile would take a tile without nuclei for a palely st
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from miudiff.config import Strict
@@ -17,8 +20,11 @@ from miudiff.errors import DataError
 from miudiff.images import Pixels
 from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN, Floats, optical_density, stain_matrix
 
+SEEN = 2**18  # pixels of each image that are looked at, evenly over it
 FEWEST = 2000  # pixels of tissue below which nothing is estimated
-STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue
+STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue, where strengths are not yet known
+SHARE = 0.4  # sum of both dyes, in strengths, from which it is tissue
+ROUNDS = 6  # in which tissue and strengths settle
 COLOURED = (
     0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
 )
@@ -45,32 +51,94 @@ class HEStains(Strict):
         return np.asarray(np.clip(found, 0, None) / np.array(self.strength))
 
 
+@dataclass(frozen=True)
+class Normaliser:
+    """A section in the light, the dyes and the strengths of other H&E, and a result on the section's own glass.
+
+    Optical density D becomes D A, where A scales the amounts of both dyes to the target's strengths and gives them its colours:
+
+        A = 1 + M⁺ (diag(s' / s) M' - M)        M, s the section's dyes and strengths, M', s' the target's
+
+    What no dye explains is kept, so pigment stays dark. No pixel depends on another.
+    """
+
+    own: HEStains
+    target: HEStains
+
+    def he(self, pixels: Pixels) -> Pixels:
+        """H&E of the section, uint8 [H, W, 3], as if it had been stained and scanned as the target was; the same shape."""
+        levels = [np.ascontiguousarray(pixels[..., c]) for c in range(3)]
+        found = np.empty_like(pixels)
+        for c, (red, green, blue) in enumerate(self._factors):
+            light = red[levels[0]]
+            light *= green[levels[1]]
+            light *= blue[levels[2]]
+            found[..., c] = np.minimum(light, 255, out=light) + 0.5  # rounds, as casting cuts
+        return found
+
+    def ihc(self, pixels: Pixels) -> Pixels:
+        """A result, whose glass is white, uint8 [H, W, 3], on the section's glass; the same shape."""
+        found = np.empty_like(pixels)
+        for c, light in enumerate(self.own.light):
+            found[..., c] = np.round(np.arange(256) * light / 255).astype(np.uint8)[pixels[..., c]]
+        return found
+
+    @cached_property
+    def _factors(self) -> NDArray[np.float32]:
+        """What each grey level of each colour does to each of the new colours, [new, old, 256]: their product is the grey level."""
+        own = stain_matrix(self.own.hematoxylin, self.own.eosin)[:2]
+        target = stain_matrix(self.target.hematoxylin, self.target.eosin)[:2]
+        ratio = np.array(self.target.strength) / self.own.strength
+        mixing = np.eye(3) + np.linalg.pinv(own) @ (ratio[:, None] * target - own)
+        levels = np.arange(256).clip(1, None)
+        density = np.log10(
+            np.array(self.own.light)[:, None] / levels
+        )  # below 0 where it is paler than the glass
+        factors = 10 ** -(mixing.T[..., None] * density)
+        factors[:, 0] *= np.array(self.target.light)[:, None]
+        return factors.astype(np.float32)
+
+    def __str__(self) -> str:
+        (h, e), (target_h, target_e) = self.own.strength, self.target.strength
+        return f"hematoxylin {h:.2f}, eosin {e:.2f} (the model's H&E: {target_h:.2f}, {target_e:.2f})"
+
+
 def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     """The dyes of a section, from some uint8 [H, W, 3] of it.
 
-    A dye whose estimate is far from any hematoxylin or eosin (a field of one dye alone has no second) takes the reference colour.
+    What is tissue is told in the section's own strengths: by a fixed density less of a pale section would count, and what is left is
+    darker than the mean of it. A dye whose estimate is far from any hematoxylin or eosin (a field of one dye alone has no second) takes the reference colour.
 
     Raises:
         DataError: Too little tissue to estimate anything.
     """
-    pixels = np.concatenate([image.reshape(-1, 3) for image in samples])
+    parts = [_some(image.reshape(-1, 3)) for image in samples]
+    pixels = np.concatenate(parts or [np.full((1, 3), 255, np.uint8)])
     light = np.percentile(pixels, 99, axis=0).clip(1, None)
     density = optical_density(pixels, light)
     mean, spread = density.mean(axis=1), np.ptp(density, axis=1)
-    tissue = density[(mean > STAINED) & (spread > COLOURED * mean)]
+    coloured = spread > COLOURED * mean
+    dyed, tissue = density[coloured], density[coloured & (mean > STAINED)]
     if len(tissue) < FEWEST:
         raise DataError(
-            f"{len(tissue)} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; state them, or switch normalisation off"
+            f"{len(tissue)} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; take a field with more tissue, or switch normalisation off"
         )
-    hematoxylin, eosin = _dyes(tissue)
-    amounts = np.clip(tissue @ np.linalg.pinv(np.stack([hematoxylin, eosin])), 0, None)
-    strength = np.percentile(amounts, STRONGEST, axis=0).clip(0.05, None)
+    for _ in range(ROUNDS):
+        hematoxylin, eosin = _dyes(tissue)
+        unmix = np.linalg.pinv(np.stack([hematoxylin, eosin]))
+        strength = np.percentile(np.clip(tissue @ unmix, 0, None), STRONGEST, axis=0).clip(0.05, None)
+        tissue = dyed[(np.clip(dyed @ unmix, 0, None) / strength).sum(axis=1) > SHARE]
     return HEStains(
         light=rounded(light),
         hematoxylin=rounded(hematoxylin),
         eosin=rounded(eosin),
         strength=(round(float(strength[0]), 4), round(float(strength[1]), 4)),
     )
+
+
+def _some(pixels: Pixels) -> Pixels:
+    """At most SEEN of pixels [N, 3], evenly."""
+    return pixels[:: max(-(-len(pixels) // SEEN), 1)]
 
 
 def _dyes(density: Floats) -> tuple[Floats, Floats]:

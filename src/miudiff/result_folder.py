@@ -65,6 +65,29 @@ def refuse_other(path: Path, settings: dict[str, Any], pairs: Sequence[tuple[Pat
             )
 
 
+def earlier_run(
+    path: Path, settings: dict[str, Any], pairs: Sequence[tuple[Path, Path]], key: str
+) -> dict[str, Any] | None:
+    """`settings` with the `key` that results which are there have, if they are alike in all else; None without such results."""
+    record = _read(path) if path.exists() else _Record()
+    for _, result in pairs:
+        entry = record.images.get(result.name)
+        if entry and result.exists() and not difference(settings, record.runs[entry.run], (*FREE, key)):
+            return settings | {key: record.runs[entry.run].get(key)}
+    return None
+
+
+def announced(
+    folder: Path, settings: dict[str, Any], names: Sequence[str], key: str
+) -> dict[str, Any] | None:
+    """`settings` with the `key` of another process that is making some of these, if its are alike in all else; None without one."""
+    for path in folder.glob(".translation-*.lock"):
+        shared, theirs = _rival(path, names) if is_held(path) else ([], {})
+        if shared and not difference(settings, theirs, (*FREE, key)):
+            return settings | {key: theirs.get(key)}
+    return None
+
+
 def note(path: Path, settings: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
     """Note how the result `name` is made: its entry names one of the `runs`, since files of several can share a folder."""
     before = _read(path) if path.exists() else _Record()
@@ -124,13 +147,17 @@ def announce(folder: Path, settings: dict[str, Any], names: Sequence[str]) -> It
 
 
 def _refuse_rival(path: Path, settings: dict[str, Any], names: Sequence[str]) -> None:
-    try:
-        other = read_json(path)
-        shared = sorted({*names} & {*other["names"]})
-        changed = difference(settings, other["settings"], FREE)
-    except (CheckpointError, KeyError, TypeError):
-        return
-    if shared and changed:
+    shared, theirs = _rival(path, names)
+    if shared and (changed := difference(settings, theirs, FREE)):
         raise BusyError(
             f"{path.parent / shared[0]}: another process is making it with {changed}; wait for it, or give another target"
         )
+
+
+def _rival(path: Path, names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Which of these results the process that announced itself in `path` makes, and its settings; none where that cannot be read."""
+    try:
+        other = read_json(path)
+        return sorted({*names} & {*other["names"]}), dict(other["settings"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return [], {}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from miudiff.config import check_mpp
 from miudiff.errors import ConfigError, MiudiffError, SlideError
 from miudiff.estimate import pace_of
 from miudiff.guards import Finding, inspect
@@ -18,7 +19,7 @@ from miudiff.slides.overview import TissueMap, describe, tissue_mask
 from miudiff.slides.reader import Slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
 from miudiff.slides.sight import Rectangle, Sight, marking
-from miudiff.stainer import VirtualStainer, check_mpp
+from miudiff.stainer import VirtualStainer
 
 TILE = 512  # of the result, in pixels
 
@@ -102,9 +103,12 @@ def _look(
     mark: bool,
     say: Callable[[str], None],
 ) -> tuple[Finding, ...]:
-    """Say what the guards find in some places of the slide."""
+    """Say what the guards find in some places of the slide, and how strong its dyes are."""
     samples, sampled_at = tissue_samples(slide, scale, tissue, read=marking(slide, []) if mark else None)
     found = inspect(samples, sampled_at, stainer.model.card.he_reference if stainer else None)
+    dyes = stainer.fit((he, sampled_at) for he in samples) if stainer and samples else None
+    if stainer and dyes:
+        say(f"  dyes     {stainer.for_section(dyes).section}")
     for one in found:
         say(f"  {one.kind:<8} {one.text}")
     return found

@@ -6,6 +6,8 @@ stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from miudiff.config import Strict
+from miudiff.config import Strict, check_mpp
 from miudiff.device import Placement, Precision, place, upload
 from miudiff.errors import ConfigError, DataError
 from miudiff.images import MAX_PIXELS, Pixels, resize
@@ -28,8 +30,12 @@ from miudiff.methods.model import SHIPPED, Model
 from miudiff.methods.sdedit import Reverse
 from miudiff.methods.systems import GENERATORS, build, changed, configure, load_any, method_of, steps_of
 from miudiff.noise import NoiseKey
+from miudiff.normalisation import HEStains, Normaliser, fit_he_stains
 from miudiff.tiling import Placed, over_all_tiles, places
 from miudiff.tissue import glass as find_glass
+from miudiff.tissue import with_glass
+
+log = logging.getLogger(__name__)
 
 OVERLAP = 32  # pixels over which two tiles are blended
 FUSED = 64  # pixels that neighbouring tiles share in mode fuse, where they meet in every step
@@ -37,6 +43,7 @@ MOST_TILES = 4096  # that the network is given at once
 BLOCK = 3  # tiles along a side that take the reverse walk together, in mode fuse
 Glass = Literal["keep", "stain"]
 Mode = Literal["blend", "fuse"]
+Normalise = Literal["section", "image", "off"]
 MIN_SIDE = 64  # two patches of the MI estimator, if they are of 32
 
 
@@ -52,6 +59,8 @@ class VirtualStainer:
             agree after every step (`methods.fusion`), and blends the blocks.
         batch: Tiles that the network is given at once, by default 1 on a processor and what fits into the memory of a CUDA device
             (`methods.batches`); halved for good, and said to `say`, where memory does not suffice.
+        normalise: "section" and "image" stain H&E as if it had the dyes of the model's own (`for_section` states a section's; else an
+            image's are its own); "off" takes it as it is, as always where the model has no palette for the marker.
 
     Raises:
         ConfigError: Settings that the model cannot follow, or a marker that it does not have.
@@ -66,26 +75,24 @@ class VirtualStainer:
         glass: Glass = "keep",
         mode: Mode = "blend",
         batch: int | None = None,
+        normalise: Normalise = "section",
     ) -> None:
-        self.model, self.config, self.placement, self.glass = model, config, placement, glass
-        self.mode = mode
+        self.model, self.config, self.placement, self.glass, self.mode = model, config, placement, glass, mode
         if batch is not None and not 1 <= batch <= MOST_TILES:
             raise ConfigError(f"batch size: found {batch}, expected 1 to {MOST_TILES} tiles")
         self.say: Callable[[str], None] = lambda line: None
         self.marker = marker or (model.card.markers[0] if model.card.markers else None)
+        palette = model.card.palette.get(self.marker or "")
+        self._target = palette.dyes if palette else None
+        self.normalise: Normalise = normalise if palette else "off"
+        self.section: Normaliser | None = None
         self.method = build(config, model, self.marker, placement)
         self.steps_of_a_tile = steps_of(self.method)
         self.name = model.method if isinstance(model, GeneratorModel) else method_of(config)
         if mode == "fuse":
             self._check_fusion()
-        self._batches = Batches(
-            lambda he, keys: self._translate(he, keys),
-            self.reverse,
-            placement,
-            batch,
-            self.tile,
-            lambda line: self.say(line),
-        )
+        how = (self.reverse, placement, batch, self.tile)
+        self._batches = Batches(lambda he, keys: self._translate(he, keys), *how, lambda line: self.say(line))
 
     @property
     def reverse(self) -> Reverse | None:
@@ -106,6 +113,7 @@ class VirtualStainer:
         glass: Glass = "keep",
         mode: Mode = "blend",
         batch: int | None = None,
+        normalise: Normalise = "section",
     ) -> VirtualStainer:
         """Load a model folder, or the model that ships with the package.
 
@@ -124,11 +132,11 @@ class VirtualStainer:
                 raise ConfigError(
                     f"{model}: a trained {loaded.method}, which has no settings; leave out method, preset and changes"
                 )
-            return cls(loaded, None, placement, marker, glass, mode, batch)
+            return cls(loaded, None, placement, marker, glass, mode, batch, normalise)
         if method in GENERATORS:
             raise ConfigError(f"{model}: a diffusion model, expected one trained as {method}")
         config = configure(method or "miu-diff", preset, changes)
-        return cls(loaded, config, placement, marker, glass, mode, batch)
+        return cls(loaded, config, placement, marker, glass, mode, batch, normalise)
 
     @overload
     def translate(
@@ -178,16 +186,35 @@ class VirtualStainer:
         key = NoiseKey(seed, name)
         resized = resize(image, rows, columns)
         empty = self.find_glass(resized)
+        stainer = self if self.section else self.for_section(self.fit([(resized, None)]))
 
         def stain(pieces: list[Placed]) -> Iterator[Pixels]:
             kept = [self.is_glass(empty, top, left) for _, top, left in pieces]
             tissue = (piece for piece, keep in zip(pieces, kept) if not keep)
-            ihc = self.stream((pixels, key.at(left, top)) for pixels, top, left in tissue)
+            ihc = stainer.stream((pixels, key.at(left, top)) for pixels, top, left in tissue)
             return (piece[0] if keep else next(ihc) for piece, keep in zip(pieces, kept))
 
         stained = over_all_tiles(resized, stain, self.window, self.overlap, self.multiple)
         stained = resize(stained, height, width)
-        return stained if empty is None else _with_glass(stained, image, empty)
+        return stained if empty is None else with_glass(stained, image, empty)
+
+    def fit(self, samples: Iterable[tuple[Pixels, float | None]]) -> HEStains | None:
+        """The dyes of a section, from some uint8 [H, W, 3] of it and their mpp; None: take it as it is, as where there is too little tissue."""
+        if self.normalise == "off":
+            return None
+        sized = (resize(he, *self.working_size(he.shape[0], he.shape[1], mpp)) for he, mpp in samples)
+        try:
+            return fit_he_stains(sized)
+        except DataError as error:
+            log.warning("taken as it is stained: %s", error)
+            return None
+
+    def for_section(self, dyes: HEStains | None) -> VirtualStainer:
+        """The same stainer, model and batches for H&E of these dyes; None takes H&E as it is."""
+        other = copy.copy(self)
+        other.section = Normaliser(dyes, self._target) if dyes and self._target else None
+        other.normalise = "section" if other.section else "off"
+        return other
 
     def find_glass(self, resized: Pixels) -> NDArray[np.float32] | None:
         """How much of each pixel of an image at the model's scale is glass that stays; None where glass is translated."""
@@ -205,13 +232,17 @@ class VirtualStainer:
     def stream(self, windows: Iterable[Keyed]) -> Iterator[Pixels]:
         """Virtual IHC of pieces at the model's scale, in their order, sides of multiples of `multiple` and of at most `window`; glass and all.
 
-        A piece's result depends on itself and its key alone, up to the rounding of arithmetic over batches.
+        A piece's result depends on itself, its key and the section's dyes alone, up to the rounding of arithmetic over batches.
 
         Raises:
             DeviceError: Out of memory, with one tile at a time.
             NonFiniteError: The network gave a NaN or an infinity.
         """
-        return self._batches.stream(windows, together=self.mode == "blend")
+        together, section = self.mode == "blend", self.section
+        if section is None:
+            return self._batches.stream(windows, together)
+        he = ((section.he(pixels), key) for pixels, key in windows)
+        return (section.ihc(ihc) for ihc in self._batches.stream(he, together))
 
     def _translate(self, he: torch.Tensor, keys: Sequence[NoiseKey]) -> torch.Tensor:
         he = upload(he, self.placement.device)
@@ -252,7 +283,7 @@ class VirtualStainer:
         if self.config is None:
             raise ConfigError(f"{self.model.card.name}: a trained {self.name}, which has no settings")
         config = changed(self.config, changes)
-        how = (self.placement, self.marker, self.glass, self.mode, self.batch)
+        how = (self.placement, self.marker, self.glass, self.mode, self.batch, self.normalise)
         return VirtualStainer(self.model, config, *how)
 
     @property
@@ -315,23 +346,4 @@ class VirtualStainer:
             check_mpp(mpp)
         scale = self.model.card.mpp
         factor = mpp / scale if mpp and scale else 1.0
-        return round(height * factor), round(width * factor)
-
-
-def _with_glass(stained: Pixels, image: Pixels, empty: NDArray[np.float32]) -> Pixels:
-    """`stained` with the pixels of `image` where it is empty glass; `empty` is of any size."""
-    height, width = image.shape[:2]
-    share = np.asarray(Image.fromarray(empty).resize((width, height), Image.Resampling.BILINEAR))[..., None]
-    return np.round(stained * (1 - share) + image * share).clip(0, 255).astype(np.uint8)
-
-
-def check_mpp(mpp: float) -> None:
-    """Refuse micrometres per pixel that no light microscope has.
-
-    Raises:
-        DataError: Less than 0.05, more than 20, or no number.
-    """
-    if not 0.05 <= mpp <= 20:
-        raise DataError(
-            f"mpp {mpp:g}: expected micrometres per pixel between 0.05 and 20; 0.25 is a 40x scan, 0.5 a 20x"
-        )
+        return max(round(height * factor), 1), max(round(width * factor), 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from miudiff.images import LUMA, Pixels
@@ -60,3 +61,10 @@ def _opened(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
         return np.zeros_like(mask)
     reached = ndimage.distance_transform_edt(~core) <= radius
     return np.asarray(reached[margin:-margin, margin:-margin])
+
+
+def with_glass(stained: Pixels, image: Pixels, empty: NDArray[np.float32]) -> Pixels:
+    """`stained` with the pixels of `image` where it is empty glass; `empty` is of any size."""
+    height, width = image.shape[:2]
+    share = np.asarray(Image.fromarray(empty).resize((width, height), Image.Resampling.BILINEAR))[..., None]
+    return np.round(stained * (1 - share) + image * share).clip(0, 255).astype(np.uint8)

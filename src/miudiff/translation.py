@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import Tensor
 
-from miudiff import __version__
 from miudiff.ahead import begun_ahead
 from miudiff.checkpoints import append_json
 from miudiff.errors import DataError, MiudiffError
@@ -41,7 +40,8 @@ from miudiff.locks import lock, lock_of
 from miudiff.methods.sdedit import StepReport
 from miudiff.progress import Progress, duration
 from miudiff.provenance import SOURCE, source_digest
-from miudiff.result_folder import NOTICE, RECORD, announce, check_writable, note, refuse_other, results_in
+from miudiff.result_folder import NOTICE, RECORD, check_writable, earlier_run, note, refuse_other, results_in
+from miudiff.section import DYES, as_json, dyes_in, settings_of, shared_dyes
 from miudiff.slides.reader import is_slide
 from miudiff.slides.result import UNCERTAINTY
 from miudiff.stainer import VirtualStainer
@@ -187,28 +187,20 @@ def translate_files(
     for path in irregular(source) if source.is_dir() else ():
         say(f"left out: {path} is not a regular file")
     folder = pairs[0][1].parent
-    settings = _settings(stainer, mpp, seed)
+    settings = settings_of(stainer, mpp, seed)
     if not overwrite:
-        refuse_other(folder / RECORD, settings, pairs)
+        refuse_other(folder / RECORD, earlier_run(folder / RECORD, settings, pairs, DYES) or settings, pairs)
         if all(result.exists() for _, result in pairs):
             return Outcome(skipped=tuple(result for _, result in pairs))
     check_writable(folder)
     pending = [path for path, result in pairs if overwrite or not result.exists()]
-    tell_images(stainer, pending, lambda path: _scale(path, mpp, stainer)[0], say)
-    work = _Work(stainer, folder, settings, mpp, seed, overwrite, strict, say)
-    outcome = Outcome()
-    with (
-        announce(folder, settings, [result.name for _, result in pairs]),
-        closing(begun_ahead(work.read, pairs, 2)) as begun,
-    ):
-        for number, ((path, result), read) in enumerate(begun, 1):
-            done = work.translate(path, result, read)
-            outcome += done
-            if done.written:
-                each = (time.monotonic() - work.began) / len(outcome.written)
-                left = duration(each * (len(pairs) - number))
-                say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left} left")
-    return outcome
+
+    def scale(path: Path) -> float | None:
+        return _scale(path, mpp, stainer)[0]
+
+    tell_images(stainer, pending, scale, say)
+    with shared_dyes(stainer, folder, settings, pairs, overwrite, scale) as agreed:
+        return _Work(stainer, folder, agreed, mpp, seed, overwrite, strict, say).translate_all(pairs)
 
 
 Read = Future[tuple[Pixels, str] | None]  # an image and its source's digest; nothing where it is not wanted
@@ -228,10 +220,27 @@ class _Work:
         strict: bool,
         say: Callable[[str], None],
     ) -> None:
-        self.stainer, self.folder, self.settings = stainer, folder, settings
+        self.each = settings["normalise"] == "image"
+        self.stainer = stainer if self.each else stainer.for_section(dyes_in(settings))
+        if self.stainer.section:
+            say(f"dyes of the section: {self.stainer.section}")
+        self.folder, self.settings = folder, settings
         self.mpp, self.seed, self.overwrite, self.say = mpp, seed, overwrite, say
         self.strict = strict
         self.began, self._began_at = time.monotonic(), time.time()
+
+    def translate_all(self, pairs: Sequence[tuple[Path, Path]]) -> Outcome:
+        """Every image; the next ones are read meanwhile."""
+        outcome = Outcome()
+        with closing(begun_ahead(self.read, pairs, 2)) as begun:
+            for number, ((path, result), read) in enumerate(begun, 1):
+                done = self.translate(path, result, read)
+                outcome += done
+                if done.written:
+                    each = (time.monotonic() - self.began) / len(outcome.written)
+                    left = duration(each * (len(pairs) - number))
+                    self.say(f"{number}/{len(pairs)} {result}  {each:.0f} s an image, about {left} left")
+        return outcome
 
     def read(self, pair: tuple[Path, Path]) -> tuple[Pixels, str] | None:
         """The image of a source that is to be translated, and its digest; for a thread that goes ahead."""
@@ -275,12 +284,15 @@ class _Work:
             steps = _Steps(self.stainer.steps(rows, columns), Progress("steps", self.say))
             if self.stainer.reverse is not None:
                 self.stainer.reverse.watch = steps
-            ihc = self.stainer.translate(pixels, scale, self.seed, path.name)
+            dyes = self.stainer.fit([(pixels, scale)]) if self.each else None
+            stainer = self.stainer.for_section(dyes) if self.each else self.stainer
+            ihc = stainer.translate(pixels, scale, self.seed, path.name)
         except MiudiffError as error:
             message = str(error) if str(path) in str(error) else f"{path}: {error}"
             log.error("%s", message)
             return Outcome(failed=((path, message),))
-        entry = {"source": str(path), SOURCE: digest, "mpp": scale, "findings": findings}
+        entry: dict[str, Any] = {"source": str(path), SOURCE: digest, "mpp": scale, "findings": findings}
+        entry |= {DYES: as_json(dyes)} if self.each else {}
         with lock(self.folder / ".translation.lock", wait=True):
             note(self.folder / RECORD, self.settings, result.name, entry)
             append_json(self.folder / STEPS, {"image": result.name, "seed": self.seed, "steps": steps.log})
@@ -329,19 +341,3 @@ def _scale(path: Path, mpp: float | None, stainer: VirtualStainer) -> tuple[floa
         if model
         else "no scale",
     )
-
-
-def _settings(stainer: VirtualStainer, mpp: float | None, seed: int) -> dict[str, Any]:
-    return {
-        "miudiff": __version__,
-        "model": stainer.model.identity,
-        "marker": stainer.marker,
-        "mpp": mpp,
-        "seed": seed,
-        "glass": stainer.glass,
-        "mode": stainer.mode,
-        "precision": stainer.placement.precision,
-        "threads": stainer.placement.threads,
-        "method": stainer.name,
-        "config": stainer.config.model_dump(mode="json") if stainer.config else {},
-    }  # values as JSON gives them back, to be compared

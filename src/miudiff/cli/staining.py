@@ -120,6 +120,7 @@ def translate(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     glass: Literal["keep", "stain"] = "keep",
     mode: Literal["blend", "fuse"] = "blend",
+    normalise: Literal["section", "image", "off"] = "section",
     batch_size: int | None = None,
     overwrite: bool = False,
     strict: Annotated[bool, Parameter(negative=())] = False,
@@ -141,12 +142,14 @@ def translate(
         precision: bf16 where it is faster (auto), or as asked.
         glass: Empty glass stays as it is (keep), or is translated like tissue (stain).
         mode: Tiles are stained apart and blended, or agree after every step of the reverse walk (fuse), without refinement.
+        normalise: H&E is taken as if it had the dyes of the model's own: by one fit for a folder or a slide (section), by one for each image, or not (off).
         batch_size: Tiles that the network is given at once: 1 on a processor, as many as half of a GPU's free memory holds, up to 64; halved where memory is short.
         overwrite: Make results again that are there.
         strict: Refuse, instead of warn of, what does not look like H&E in focus at a believable scale.
     """
+    from miudiff.config import check_mpp
     from miudiff.result_folder import NOTICE
-    from miudiff.stainer import VirtualStainer, check_mpp
+    from miudiff.stainer import VirtualStainer
     from miudiff.translation import Outcome, has_images, plan, translate_files
     from miudiff.whole_slide.jobs import slide_jobs
     from miudiff.whole_slide.translate import stain_slides
@@ -178,13 +181,15 @@ def translate(
         glass=glass,
         mode=mode,
         batch=batch_size,
+        normalise=normalise,
     )
     stainer = load()
     stainer.say = say
+    without = f"{model} has no palette for {stainer.marker}"
     if stainer.lacks_palette:
-        say(
-            f"{model} has no palette for {stainer.marker}: its luma is used as it is (make one with `miudiff model palette`)"
-        )
+        say(f"{without}: its luma is used as it is, not normalised (make one with `miudiff model palette`)")
+    elif normalise != stainer.normalise:
+        say(f"{without}: H&E is used as it is stained, not normalised")
     say(
         f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, {stainer.name}{f' {preset}' if preset else ''}, seed {seed}, {stainer.placement}; {NOTICE}"
     )

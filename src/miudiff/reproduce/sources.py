@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from miudiff.config import check_mpp
 from miudiff.errors import DataError
 from miudiff.methods.model import SHIPPED
-from miudiff.stainer import check_mpp
 
 TWIN = "twin"
 TWIN_MPP = 1.0  # the shipped weights' scale

@@ -15,6 +15,7 @@ import numpy as np
 
 from miudiff import __version__
 from miudiff.checkpoints import read_json, write_json
+from miudiff.config import check_mpp
 from miudiff.errors import BusyError, CheckpointError, DataError, SlideError
 from miudiff.images import beside, same_scale, write_text
 from miudiff.locks import lock, lock_of
@@ -26,7 +27,7 @@ from miudiff.slides.regions import Feature, Regions, write_features
 from miudiff.slides.result import ROI, previewed
 from miudiff.slides.runner import clear
 from miudiff.slides.sight import Rectangle
-from miudiff.stainer import VirtualStainer, check_mpp
+from miudiff.stainer import VirtualStainer
 from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 FAILURES = "failures.csv"
@@ -65,6 +66,7 @@ def record_of(
         "seed": options.seed,
         "mode": stainer.mode,
         "glass": stainer.glass,
+        "normalise": None if stainer.normalise == "off" else "section",
         "compression": _compression(options.compression),
         "regions": str(job.roi) if job.roi else None,
         "regions_sha256": hashlib.sha256(job.roi.read_bytes()).hexdigest()[:16]
@@ -92,7 +94,9 @@ _FREE = (
     "threads",
     "previewed",
     "findings",
+    "dyes",  # follow from the source and the settings
 )
+_BEGUN = ("previewed", "dyes")  # what was found once, and is kept by whoever goes on
 
 
 def refuse_other(path: Path, record: dict[str, Any], target: Path) -> None:
@@ -113,7 +117,7 @@ def refuse_other(path: Path, record: dict[str, Any], target: Path) -> None:
 
 def identity_of(record: dict[str, Any]) -> str:
     """What a result's bytes follow from, as a digest."""
-    return settings_digest(record, [key for key in _FREE if key != "previewed"])
+    return settings_digest(record, [key for key in _FREE if key not in _BEGUN])
 
 
 def refuse_long_name(target: Path) -> None:
@@ -148,20 +152,21 @@ def locked_work_folder(target: Path) -> Iterator[Path]:
         yield folder
 
 
-def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """Note in a work folder what is made in it; work of other settings or of another source is refused, or begun anew.
 
     Returns:
-        What of a slide a preview that goes on had chosen, if this is one.
+        What work that goes on had found: what of the slide a preview chose, and the section's dyes.
 
     Raises:
         DataError: It holds other work, or cannot be written.
     """
-    path, kept = folder / "job.json", None
+    path, kept = folder / "job.json", dict[str, Any]()
     if path.exists():
         try:
             before = read_json(path)
-            changed, kept = difference(record, before, _FREE), before.get("previewed")
+            changed = difference(record, before, _FREE)
+            kept = {key: before[key] for key in _BEGUN if before.get(key)}
             if before.get("preview") and not record.get("preview"):
                 changed = "--preview"
         except CheckpointError as error:
@@ -169,15 +174,15 @@ def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> dict[str, An
         if changed and not overwrite:
             raise DataError(f"{folder}: holds work begun with {changed}; give another target, or --overwrite")
         if changed:
-            kept = None
+            kept = {}
             for part in ("rows", "blocks"):
                 clear(folder / part)
-    write_json(path, record | ({"previewed": kept} if kept else {}))
+    write_json(path, record | kept)
     return kept
 
 
 def keep(folder: Path, record: dict[str, Any]) -> None:
-    """Note what of a slide a preview has chosen, before anything is made by it."""
+    """Note what was found of a slide, before anything is made by it."""
     write_json(folder / "job.json", record)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from miudiff.config import check_mpp
 from miudiff.errors import DataError
-from miudiff.stainer import check_mpp
 
 COLUMNS = ("slide", "mpp", "roi")
 LARGEST = 64 * 2**20  # bytes

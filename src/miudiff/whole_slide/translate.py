@@ -17,8 +17,10 @@ from miudiff.estimate import tell_slide
 from miudiff.guards import inspect, warn
 from miudiff.images import beside, stem
 from miudiff.noise import NoiseKey
+from miudiff.normalisation import HEStains
 from miudiff.progress import Progress
 from miudiff.result_folder import NOTICE
+from miudiff.section import DYES, as_json, dyes_in
 from miudiff.slide_report.make import make_report
 from miudiff.slides.blocks import Encoder
 from miudiff.slides.brightfield import check_brightfield
@@ -55,6 +57,8 @@ from miudiff.whole_slide.record import (
 
 log = logging.getLogger(__name__)
 
+Elsewhere = Callable[[NoiseKey, HEStains | None], Stained]  # other machines
+
 
 def stain_slides(
     stainer: VirtualStainer,
@@ -85,12 +89,12 @@ def translate_slides(
     jobs: Sequence[SlideJob],
     options: SlideOptions,
     say: Callable[[str], None] = print,
-    stained: Callable[[NoiseKey], Stained] | None = None,
+    stained: Elsewhere | None = None,
 ) -> Outcome:
     """Translate slides one after the other; one that fails does not stop the rest, and is told in `failures.csv`.
 
     Args:
-        stained: Who stains the windows, given the slide's noise; this process by default.
+        stained: Who stains the windows, given the slide's noise and its dyes; this process by default.
     """
     outcome = Outcome()
     if options.preview:
@@ -110,7 +114,7 @@ def _translate_job(
     job: SlideJob,
     options: SlideOptions,
     say: Callable[[str], None],
-    stained: Callable[[NoiseKey], Stained] | None,
+    stained: Elsewhere | None,
     alone: bool,
 ) -> Outcome:
     """One slide with its samples and its report; what is wrong with it is in the outcome."""
@@ -144,7 +148,7 @@ def translate_slide(
     job: SlideJob,
     options: SlideOptions,
     say: Callable[[str], None] = print,
-    stained: Callable[[NoiseKey], Stained] | None = None,
+    stained: Elsewhere | None = None,
 ) -> bool:
     """Translate one slide; False where the same command has done it before.
 
@@ -176,14 +180,21 @@ def translate_slide(
             )
             sight = _look(slide, frame, mpp, stainer, job, options)
             tissue = sight.glass or tissue_mask(slide, mpp or 1.0, _read(slide, options))
-            record["findings"] = _look_closer(sight, tissue, mpp, stainer, job, options)
+            record |= _look_closer(sight, tissue, mpp, stainer, job, options, kept)
+            keep(folder, record)
+            dyes = dyes_in(record)
+            stainer = stainer.for_section(dyes)
+            if stainer.section:
+                say(f"dyes of the section: {stainer.section}")
             if options.preview:
                 spent = time.monotonic() - began
-                sight, chosen = choose(stainer, sight, tissue, options.compression, spent, kept, say)
+                sight, chosen = choose(
+                    stainer, sight, tissue, options.compression, spent, kept.get("previewed"), say
+                )
                 record["previewed"] = chosen
                 keep(folder, record)
             key = NoiseKey(options.seed, job.source.name)
-            store = _stain(stainer, sight, options, record, folder, stained and stained(key), key, say)
+            store = _stain(stainer, sight, options, record, folder, stained and stained(key, dyes), key, say)
             record["seconds"] = round(time.monotonic() - began, 1)
             _finish(job, options, record, sight, store, stainer.marker)
             clear(folder)
@@ -269,11 +280,14 @@ def _look_closer(
     stainer: VirtualStainer,
     job: SlideJob,
     options: SlideOptions,
-) -> list[dict[str, Any]]:
-    """What the guards find in some places of the slide, for its record."""
+    kept: dict[str, Any],
+) -> dict[str, Any]:
+    """What the guards find in some places of the slide, and the section's dyes, for its record."""
     card, read = stainer.model.card, _read(sight.slide, options)
     samples, scale = tissue_samples(sight.slide, mpp, tissue, sight.regions, read)
-    return warn(job.source, inspect(samples, scale or card.mpp, card.he_reference), options.strict)
+    findings = warn(job.source, inspect(samples, scale or card.mpp, card.he_reference), options.strict)
+    dyes = kept.get(DYES) or as_json(stainer.fit((he, scale) for he in samples) if samples else None)
+    return {"findings": findings, DYES: dyes}
 
 
 def _read(slide: Slide, options: SlideOptions) -> Read | None:
