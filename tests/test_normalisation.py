@@ -5,10 +5,13 @@ import pytest
 
 from miudiff.data.twin import twin_region
 from miudiff.errors import DataError
-from miudiff.normalisation import fit_he_stains
+from miudiff.normalisation import HEStains, Normaliser, fit_he_stains
 from miudiff.stains import combine_stains, rgb_from_he, separate_stains, stain_matrix
 
 HE, _ = twin_region("train")
+MODEL = HEStains(
+    light=(254, 253, 251), hematoxylin=(0.65, 0.69, 0.33), eosin=(0.26, 0.90, 0.34), strength=(0.8, 0.4)
+)
 BLUISH = stain_matrix((0.70, 0.66, 0.27), (0.18, 0.92, 0.35))
 
 
@@ -58,3 +61,70 @@ def test_pigment_and_pen_are_no_dyes():
 def test_what_has_no_tissue_is_refused(grey):
     with pytest.raises(DataError, match="0 pixels of tissue, expected at least 2000"):
         fit_he_stains([np.full((64, 64, 3), grey, np.uint8)])
+
+
+# The section in the model's dyes
+
+
+def normalised(image):
+    return Normaliser(fit_he_stains([image]), MODEL).he(image).astype(float)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({dye: factor} for dye in ("hematoxylin", "eosin") for factor in (0.6, 0.8, 1.25, 1.6)),
+        {"hematoxylin": 0.6, "eosin": 0.6},
+        {"matrix": BLUISH},
+        {"light": (205, 190, 199)},
+    ],
+    ids=str,
+)
+def test_however_a_section_was_stained_and_scanned_the_model_sees_nearly_the_same(other):
+    image = restained(**other)
+    assert np.abs(image.astype(float) - HE).mean() > 2
+    assert np.abs(normalised(image) - normalised(HE)).mean() < 0.8
+
+
+def test_the_section_has_the_models_glass_dyes_and_strengths():
+    found = fit_he_stains([normalised(HE).astype(np.uint8)])
+    assert found.light == pytest.approx(MODEL.light, abs=2)
+    assert found.strength == pytest.approx(MODEL.strength, rel=0.05)
+    assert np.dot(found.hematoxylin, MODEL.hematoxylin) > 0.99
+    assert np.dot(found.eosin, MODEL.eosin) > 0.99
+
+
+def test_a_section_of_the_models_own_dyes_stays_as_it_is():
+    own = fit_he_stains([HE])
+    assert np.array_equal(Normaliser(own, own).he(HE), HE)
+
+
+def test_pigment_and_pen_stay_dark_and_glass_is_glass():
+    own = HEStains(
+        light=(246, 243, 245), hematoxylin=(0.65, 0.69, 0.33), eosin=(0.26, 0.90, 0.34), strength=(0.4, 0.2)
+    )
+    pixels = np.array([[(40, 38, 36), (30, 90, 40), (246, 243, 245), (0, 0, 0), (255, 255, 255)]], np.uint8)
+    found = Normaliser(own, MODEL).he(pixels)
+    assert found[0, 0].max() < 40
+    assert found[0, 1].argmax() == 1
+    assert tuple(found[0, 2]) == MODEL.light
+    assert found[0, 3].max() <= 1
+    assert found[0, 4].min() >= 251
+
+
+def test_a_result_takes_the_glass_of_its_section():
+    own = HEStains(**(MODEL.model_dump() | {"light": (205, 190, 199)}))
+    pixels = np.array([[(255, 255, 255), (128, 64, 0)]], np.uint8)
+    found = Normaliser(own, MODEL).ihc(pixels)
+    assert found.tolist() == [[[205, 190, 199], [103, 48, 0]]]
+
+
+def test_a_large_image_is_looked_at_evenly():
+    large = np.tile(HE, (3, 3, 1))
+    assert fit_he_stains([large]).strength == pytest.approx(fit_he_stains([HE]).strength, rel=0.02)
+
+
+def test_how_much_tissue_a_section_is_does_not_make_it_darker():
+    """Of a pale section a fixed density would take less for tissue than of a dark one."""
+    dark, pale = (fit_he_stains([restained(factor, factor)]).strength for factor in (1.6, 0.5))
+    assert np.divide(dark, pale) == pytest.approx([3.2, 3.2], rel=0.06)
