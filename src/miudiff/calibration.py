@@ -154,11 +154,11 @@ def match_dab(
         raise ConfigError(
             f"{model.card.name}: no palette of {marker} to match, or no scale; measure it first"
         )
+    if palette.crowding is not None:
+        return palette
     diameter, multiple = NUCLEUS / model.card.mpp, model.for_marker(marker).multiple
     fields = [middle(image, MATCHED // multiple * multiple, multiple) for image in he]
     known = [(nuclei_of_he(field, diameter), tissue_mask(field)) for field in fields]
-    if palette.crowding is not None:
-        return palette
     gain = 1.0
     for _ in range(ROUNDS):
         tried = palette.model_copy(update={"gain": gain})
