@@ -204,6 +204,19 @@ def test_a_row_that_is_damaged_in_mid_job_never_gets_into_the_result(slide_file,
     assert translate(slide_file, tmp_path / "out").read_bytes() == whole
 
 
+def test_a_job_that_fails_leaves_no_thread_at_work(slide_file, tmp_path):
+    """Held by the error's traceback, reading that is not ended is ended by the garbage collector, in any thread: a deadlock."""
+
+    def remove():
+        shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+
+    before = set(threading.enumerate())
+    with pytest.raises(MiudiffError) as held:
+        translate(slide_file, tmp_path / "out", stainer=spoiling(17, remove))
+    assert [thread.name for thread in set(threading.enumerate()) - before] == []
+    assert held.tb
+
+
 @pytest.mark.parametrize("how", ["cut", "zeroed", "removed", "noise"])
 def test_a_row_that_is_damaged_between_two_runs_is_stained_anew(slide_file, tmp_path, how):
     whole = translate(slide_file, tmp_path / "whole").read_bytes()

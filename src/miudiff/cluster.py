@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,7 +137,7 @@ class Cluster:
 
     def _run(
         self, key: NoiseKey, dyes: HEStains | None, sight: Sight, groups: Iterable[Group]
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Results in the order of the groups; each group is divided into tasks, and every actor has a few waiting."""
         upcoming = iter(groups)
         queue: deque[tuple[Any, int]] = deque()  # tasks in order, and the actor of each

@@ -13,7 +13,7 @@ import shutil
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -58,8 +58,11 @@ Result = tuple[list[Pixels], list[Rectangle]]  # the windows of a group, and wha
 class Stained(Protocol):
     """Stains windows, wherever: here, or on other machines (`cluster`)."""
 
-    def __call__(self, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
-        """The virtual IHC of each group's windows, and what of its H&E could not be read, in the order of the groups."""
+    def __call__(self, sight: Sight, groups: Iterable[Group]) -> Generator[Result, None, None]:
+        """The virtual IHC of each group's windows, and what of its H&E could not be read, in the order of the groups.
+
+        Closed early, it ends what it has begun.
+        """
         ...
 
 
@@ -72,7 +75,7 @@ class Here:
     def __init__(self, staining: Staining, key: NoiseKey) -> None:
         self.staining, self.key = staining, key
 
-    def __call__(self, sight: Sight, groups: Iterable[Group]) -> Iterator[Result]:
+    def __call__(self, sight: Sight, groups: Iterable[Group]) -> Generator[Result, None, None]:
         batch = self.staining.batch
         ahead = READ_AHEAD + (2 * batch // GROUP if batch > 1 else 0)
         begun: deque[tuple[int, list[Rectangle]]] = (
@@ -233,20 +236,22 @@ class Runner:
         with ThreadPoolExecutor(1, "encode") as pool:
             encoding = pool.submit(self._encode, missing)
             try:
-                results = stained(self.sight, (group for row in todo for group in self.rows.groups(row)))
-                for row in todo:
-                    pixels: list[Pixels] = []
-                    bad: list[Rectangle] = []
-                    for _ in self.rows.groups(row):
-                        ihc, unread = next(results)
-                        pixels += ihc
-                        bad += unread
-                        done += len(ihc)
-                        progress(done, total)
-                    self.rows.write(row, pixels, bad)
-                    self._wait_for_encoding(row)
-                    if encoding.done():
-                        break
+                # Closed here: left to the garbage collector, its threads would be joined in whatever thread collects it.
+                wanted = (group for row in todo for group in self.rows.groups(row))
+                with contextlib.closing(stained(self.sight, wanted)) as results:
+                    for row in todo:
+                        pixels: list[Pixels] = []
+                        bad: list[Rectangle] = []
+                        for _ in self.rows.groups(row):
+                            ihc, unread = next(results)
+                            pixels += ihc
+                            bad += unread
+                            done += len(ihc)
+                            progress(done, total)
+                        self.rows.write(row, pixels, bad)
+                        self._wait_for_encoding(row)
+                        if encoding.done():
+                            break
                 encoding.result()
             except BaseException:
                 with self._changed:
