@@ -19,6 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from miudiff.cli import main
+from miudiff.methods.model import save_model
+from tiny import tiny_model
+
 torch.set_num_threads(1)
 
 HERE = Path(__file__).parent
@@ -46,6 +50,32 @@ def guards_heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         logging.getLogger("miudiff.guards.findings"), "disabled", "guards" not in request.node.path.stem
     )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with random weights."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(folder, tiny_model())
+    return folder
+
+
+@pytest.fixture
+def translate(
+    request: pytest.FixtureRequest, model: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command as quickly as the module's QUICK says; gives its exit code and what it wrote on stdout and stderr."""
+
+    def run(*words: object, model: Path = model) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in ("translate", *words, "--model", model, *request.module.QUICK)])
+        told = capsys.readouterr()
+        code = left.value.code
+        assert isinstance(code, int)
+        return code, told.out, told.err
+
+    return run
 
 
 class Tape:

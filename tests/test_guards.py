@@ -209,13 +209,6 @@ def run(*words):
     return left.value.code
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(folder, tiny_model(mpp=1.0))
-    return folder
-
-
 @pytest.fixture
 def folder(tmp_path):
     write_image(tmp_path / "he" / "right.tif", HE[100:356, 100:356], MPP)

@@ -10,7 +10,6 @@ import miudiff.whole_slide.preview as preview
 from miudiff.cli import main
 from miudiff.estimate import Pace
 from miudiff.images import write_image
-from miudiff.methods.model import save_model
 from miudiff.methods.presets import preset
 from miudiff.slide_report.case import open_case
 from miudiff.slide_report.words import made
@@ -24,13 +23,6 @@ from test_whole_slide import make
 from tiny import CPU, tiny_model
 
 QUICK = ("--set", "reverse.start=8", "--glass", "stain", "--device", "cpu", "--precision", "fp32")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(folder, tiny_model())
-    return folder
 
 
 @pytest.fixture

@@ -52,20 +52,6 @@ def stainer(model):
 
 
 @pytest.fixture
-def translate(model, capsys):
-    """Runs the command; returns its exit code and what it wrote on stdout and stderr."""
-
-    def run(*words, model=model):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in ("translate", *words, "--model", model, *QUICK)])
-        told = capsys.readouterr()
-        return left.value.code, told.out, told.err
-
-    return run
-
-
-@pytest.fixture
 def he(tmp_path):
     for name, pixels in FIELDS.items():
         write_image(tmp_path / "he" / name, pixels)

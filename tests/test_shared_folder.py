@@ -8,36 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from miudiff.cli import main
 from miudiff.images import read_comment, write_image
 from miudiff.locks import lock, lock_of
-from miudiff.methods.model import save_model
 from miudiff.result_folder import NOTICE
 from slide_run import paint
-from tiny import tiny_model
 
 QUICK = ("--set", "reverse.start=4", "--set", "reverse.steps=2", "--device", "cpu", "--precision", "fp32")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(folder, tiny_model())
-    return folder
-
-
-@pytest.fixture
-def translate(model, capsys):
-    """Runs the command; returns its exit code and what it wrote on stdout and stderr."""
-
-    def run(*words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in ("translate", *words, "--model", model, *QUICK)])
-        told = capsys.readouterr()
-        return left.value.code, told.out, told.err
-
-    return run
 
 
 @pytest.fixture

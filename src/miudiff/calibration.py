@@ -1,6 +1,4 @@
-"""What is set by trying it: the guidance scale, and how much the DAB of a palette counts.
-
-The guidance scale: c such that the energy's shift is a stated share of each step's noise.
+"""The guidance scale, set by trying it: c such that the energy's shift is a stated share of each step's noise.
 
 The printed formula (c = 1, mean over patches) moves an image by 1e-5 to 1e-4 of the noise, so a scale has to be chosen, and what it
 should be depends on the estimator. The ratio is linear in c at a given image; the walk that the images take
@@ -9,27 +7,20 @@ answers to c too, so the scale is corrected in a few runs.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
-from miudiff.cells import NUCLEUS, nuclei_of_he, tissue_mask
 from miudiff.device import Placement
 from miudiff.errors import ConfigError, DataError
-from miudiff.images import Pixels, list_images, read_image, read_scale, resize, to_tensor, to_uint8
+from miudiff.images import list_images, read_image, read_scale, resize, to_tensor
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import Model
-from miudiff.methods.palette import Palette, dab_of, mean_densities
 from miudiff.methods.sdedit import StepReport
 from miudiff.noise import NoiseKey
-from miudiff.normalisation import fit_he_stains
 from miudiff.stainer import VirtualStainer
 
-MATCHED = 256  # pixels a side of a field that a palette is matched on
-GAINS = (0.5, 2.0)  # the two sets are of other tissue: not all that differs is the model's doing
 ROUNDS = 3  # the second correction is some per cent, the third less than one
 
 
@@ -130,67 +121,3 @@ def calibrate_files(
         f"guidance.scale={scale:.4g} gives a mean shift of {target:g} of the noise, over {len(tiles)} tile(s)"
     )
     return scale
-
-
-def match_dab(
-    model: Model, marker: str, config: MIUDiffConfig, placement: Placement, he: Sequence[Pixels]
-) -> Palette:
-    """The marker's palette with the gain at which results have, in the mean, the DAB of the palette's IHC set.
-
-    A source whose nuclei have the mean colour of all nuclei comes out with fewer positive ones than the set has, because the mean
-    lies nearer to the more frequent colour. So the DAB of nuclei is multiplied by what was missing of it, in a few rounds. Palettes of
-    other antigens stay as they are: how much of a set is stained hangs on how much of it is epithelium, which differs between sets.
-
-    Args:
-        config: How to translate; refinement is left out.
-        he: H&E of the model's scale, uint8 [H, W, 3]; the middle of each, at most `MATCHED` a side, is translated.
-
-    Raises:
-        ConfigError: The model has no palette for the marker.
-        DataError: The H&E has no nuclei.
-    """
-    palette = model.palette(marker)
-    if palette is None or model.card.mpp is None:
-        raise ConfigError(
-            f"{model.card.name}: no palette of {marker} to match, or no scale; measure it first"
-        )
-    if palette.crowding is not None:
-        return palette
-    diameter, multiple = NUCLEUS / model.card.mpp, model.for_marker(marker).multiple
-    fields = [middle(image, MATCHED // multiple * multiple, multiple) for image in he]
-    known = [(nuclei_of_he(field, diameter), tissue_mask(field)) for field in fields]
-    gain = 1.0
-    for _ in range(ROUNDS):
-        tried = palette.model_copy(update={"gain": gain})
-        results = [
-            (_stained(model, marker, config, placement, tried, field, i) / 255, *masks)
-            for i, (field, masks) in enumerate(zip(fields, known, strict=True))
-        ]
-        found = dab_of(mean_densities(results, "H&E")[0])
-        gain = float(np.clip(gain * palette.dab[0] / max(found, 0.01), *GAINS).round(3))
-    return palette.model_copy(update={"gain": gain})
-
-
-def middle(image: Pixels, side: int, multiple: int) -> Pixels:
-    """The middle of an image, uint8 [H, W, 3], at most `side` pixels a side, in multiples of `multiple`."""
-    extents = [min(length // multiple * multiple, side) for length in image.shape[:2]]
-    top, left = ((length - extent) // 2 for length, extent in zip(image.shape[:2], extents, strict=True))
-    return image[top : top + extents[0], left : left + extents[1]]
-
-
-def _stained(
-    model: Model,
-    marker: str,
-    config: MIUDiffConfig,
-    placement: Placement,
-    palette: Palette,
-    field: Pixels,
-    number: int,
-) -> Pixels:
-    """A field's result without refinement, with a palette of the field's own dyes where it has tissue enough to know them."""
-    with contextlib.suppress(DataError):
-        palette = palette.model_copy(update={"dyes": fit_he_stains([field])})
-    plain = config.model_copy(update={"refinement": config.refinement.model_copy(update={"loss": "none"})})
-    method = MIUDiff(model.for_marker(marker), model.estimator, plain, placement, palette)
-    key = NoiseKey(0, f"matched{number}")
-    return to_uint8(method.translate(to_tensor(field).to(placement.device), [key]).detach())[0]

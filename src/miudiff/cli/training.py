@@ -117,14 +117,12 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
         he: A folder of H&E images, or twin:train.
         he_mpp: Micrometres per pixel of the H&E; without it what each file states, else the model's.
     """
-    from dataclasses import replace
-
-    from miudiff.calibration import match_dab
     from miudiff.data.tiles import find_images
     from miudiff.data.twin import SKIMAGE_MPP, twin_region
     from miudiff.device import place
     from miudiff.images import list_images, read_image, read_scale
-    from miudiff.methods.model import at_mpp, load_model, measure_palettes, write_palettes
+    from miudiff.matching import matched_palettes
+    from miudiff.methods.model import at_mpp, load_model, write_palettes
     from miudiff.methods.presets import preset
 
     config, placement = _read_run(run, changes), place()
@@ -135,12 +133,12 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
     else:
         paths = list_images(he)
         sources = [at_mpp(read_image(path), he_mpp or read_scale(path), target) for path in paths]
-    palettes = measure_palettes(loaded.card, sources, find_images(config.data, config.markers, say))
-    loaded = replace(loaded, card=loaded.card.model_copy(update={"palette": palettes}))
-    for marker in palettes:
-        palettes[marker] = found = match_dab(loaded, marker, preset("fast"), placement, sources)
+    images = find_images(config.data, config.markers, say)
+    palettes = matched_palettes(loaded, preset("fast"), placement, sources, images)
+    for marker, found in palettes.items():
+        counts = "in nuclei" if found.crowding is None else "beside them"
         say(
-            f"{marker}: DAB in nuclei {found.dab[0]}, beside them {found.dab[1]}; that in nuclei counts {found.gain} times"
+            f"{marker}: DAB in nuclei {found.dab[0]}, beside them {found.dab[1]}; that {counts} counts {found.gain} times"
         )
     write_palettes(model, palettes)
     return 0

@@ -10,7 +10,7 @@ README.md                             the model card
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,22 +19,19 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from miudiff.cells import NUCLEUS
 from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_weights, write_json
 from miudiff.config import LARGEST_TILE, Scale, Strict, did_you_mean, parse
-from miudiff.data.tiles import TileImage
 from miudiff.device import Placement
 from miudiff.diffusion.classifier import NoisedClassifier, load_classifier, save_classifier
 from miudiff.diffusion.score import ScoreModel, load_unet
 from miudiff.diffusion.sde import MOST_STEPS, VPSDE
 from miudiff.errors import CheckpointError, ConfigError
 from miudiff.guards.reference import HEReference, reference_of
-from miudiff.images import Pixels, read_image, resize, write_bytes
+from miudiff.images import Pixels, resize, write_bytes
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
 from miudiff.methods.folder import INDEX, PARTS, digests, fingerprint, whole
-from miudiff.methods.palette import Palette, measure_palette
-from miudiff.naming import is_nuclear
+from miudiff.methods.palette import Palette
 
 SHIPPED = "ki67-small"
 
@@ -277,27 +274,6 @@ def from_runs(
     estimator = _load_estimator(estimator_weights) if estimator_weights else None
     classifier = load_classifier(classifier_weights) if classifier_weights else None
     return Model(score, estimator, card, classifier=classifier)
-
-
-def measure_palettes(card: Card, he: Sequence[Pixels], ihc: Sequence[TileImage]) -> dict[str, Palette]:
-    """The palette of each marker that has images.
-
-    Args:
-        he: H&E, uint8 [H, W, 3], at the model's scale.
-        ihc: IHC images of stated scales, each with the index of its marker.
-
-    Raises:
-        ConfigError: The model states no scale.
-        DataError: Images that cannot be read, or without stained tissue.
-    """
-    if card.mpp is None:
-        raise ConfigError(f"{card.name}: states no 'mpp', expected the scale that the model was trained at")
-    made = {}
-    for number, marker in enumerate(card.markers):
-        images = [at_mpp(read_image(one.path), one.mpp, card.mpp) for one in ihc if one.marker == number]
-        if images:
-            made[marker] = measure_palette(he, images, is_nuclear(marker), NUCLEUS / card.mpp)
-    return made
 
 
 def write_palettes(folder: Path, palettes: Mapping[str, Palette]) -> None:

@@ -12,8 +12,8 @@ in the nuclei of the H&E set, and e_1 its mean eosin beside nuclei. For antigens
 are antigens of epithelium more often than of stroma (on the real HER2 pairs here no other property of the H&E went with DAB as
 closely: docs/results.md). For antigens of nuclei w = 1. The two sets need not be pairs. Nothing says which nucleus is
 positive, so all begin alike, between blue and brown, and the score model decides. It decides for blue too often: a mixture of the
-colours lies nearer to the one that most nuclei have. So for antigens of nuclei `calibration.match_dab` has it decide on some
-H&E, and multiplies the DAB in N by what brings the results' mean to that of the IHC set.
+colours lies nearer to the one that most nuclei have. So `matching.match_dab` has it decide on H&E twins of the IHC set, and
+multiplies the DAB in N, or A where the antigen is none of nuclei, by what brings the results' mean to that of the set.
 """
 
 from __future__ import annotations
@@ -65,7 +65,11 @@ class Palette(Strict):
     dab: tuple[float, float] = Field(
         description="Densities of DAB in the mean colours of nuclei and beside them."
     )
-    gain: float = Field(1.0, gt=0, description="How many times the DAB of nuclei counts.")
+    gain: float = Field(
+        1.0,
+        gt=0,
+        description="How many times DAB counts: that in nuclei, or beside them where DAB follows crowding.",
+    )
     crowding: float | None = Field(
         None, gt=0, description="Mean of h around the tissue beside nuclei; None: DAB does not follow it."
     )
@@ -82,10 +86,18 @@ class Palette(Strict):
         beside, inside = self.hematoxylin
         h = ((amounts[:, :1] - beside) / (inside - beside)).clamp(0, MOST)
         e = (amounts[:, 1:] / self.eosin).clamp(0, MOST)
-        in_nuclei = self.gain * self.dab[0] * rgb_from_hdab[1]
+        in_nuclei, beside_them = self.dab
+        if self.crowding:
+            beside_them *= self.gain
+        else:
+            in_nuclei *= self.gain
         nuclei, rest, dab = (
             he.new_tensor(c).view(1, 3, 1, 1)
-            for c in (self.nuclei + in_nuclei, self.ground, self.dab[1] * rgb_from_hdab[1])
+            for c in (
+                self.nuclei + in_nuclei * rgb_from_hdab[1],
+                self.ground,
+                beside_them * rgb_from_hdab[1],
+            )
         )
         ground = rest + dab
         if self.crowding:

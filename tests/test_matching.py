@@ -1,0 +1,73 @@
+"""A palette is matched when twins of its IHC set come out with the set's own DAB."""
+
+import numpy as np
+import pytest
+
+from miudiff.data.tiles import TileImage
+from miudiff.data.twin import render_twin
+from miudiff.errors import ConfigError, DataError
+from miudiff.evaluation.stain import dab_density
+from miudiff.images import to_tensor, to_uint8, write_image
+from miudiff.matching import GAINS, match_dab, matched_palettes
+from miudiff.methods.palette import measure_palette
+from miudiff.methods.presets import preset
+from miudiff.normalisation import fit_he_stains
+from miudiff.stains import rgb_from_hdab, rgb_from_he
+from test_palette import field
+from tiny import CPU, tiny_model
+
+
+def config(start=3):
+    """Of two steps from so near the end that the result is the palette's own picture."""
+    return preset("fast", [f"reverse.start={start}", "reverse.steps=2", "energy.guidance=none"])
+
+
+def sets(nucleus, tissue):
+    """H&E, and IHC whose nuclei and tissue have these amounts of hematoxylin and DAB."""
+    he, _ = field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)
+    ihc, mask = field(nucleus, tissue, rgb_from_hdab, 1)
+    return he, ihc, mask
+
+
+@pytest.mark.parametrize(
+    ("nuclear", "nucleus", "tissue"),
+    [(True, (0.2, 0.3), (0.04, 0.01)), (False, (0.5, 0.02), (0.03, 0.2))],
+)
+def test_a_matched_palette_gives_the_dab_that_its_set_has(nuclear, nucleus, tissue):
+    he, ihc, mask = sets(nucleus, tissue)
+    palette = measure_palette([he], [ihc], nuclear)
+    spoilt = palette.model_copy(update={"dab": tuple(0.6 * dab for dab in palette.dab)})
+    found = match_dab(tiny_model(), None, spoilt, config(), CPU, [ihc])
+    twin = render_twin(ihc, "nuclear" if nuclear else "cytoplasmic", 1.0)
+    result = to_uint8(found.model_copy(update={"dyes": fit_he_stains([twin])})(to_tensor(twin)))[0]
+    counted = mask if nuclear else ~mask & (ihc < 240).any(axis=-1)
+    once = to_uint8(spoilt.model_copy(update={"dyes": fit_he_stains([twin])})(to_tensor(twin)))[0]
+    wanted, matched, before = (dab_density(image)[counted].mean() for image in (ihc, result, once))
+    assert matched == pytest.approx(wanted, rel=0.15)
+    assert before < 0.8 * wanted
+    assert found.model_copy(update={"gain": 1.0}) == spoilt
+
+
+def test_the_gain_stays_within_what_more_dab_can_mend():
+    he, ihc, _ = sets((0.2, 0.3), (0.04, 0.01))
+    palette = measure_palette([he], [ihc], nuclear=True).model_copy(update={"dab": (0.01, 0.01)})
+    assert match_dab(tiny_model(), None, palette, config(), CPU, [ihc]).gain == GAINS[1]
+
+
+def test_each_marker_that_has_images_gets_its_own(tmp_path):
+    he, ihc, _ = sets((0.2, 0.3), (0.04, 0.01))
+    write_image(tmp_path / "one.png", ihc)
+    images = [TileImage(tmp_path / "one.png", 1.0, 1, 1.0)]
+    model = tiny_model(("HER2", "Ki67"))
+    made = matched_palettes(model, config(), CPU, [he], images)
+    assert list(made) == ["Ki67"]
+    assert made["Ki67"].crowding is None
+    with pytest.raises(ConfigError, match="states no 'mpp'"):
+        matched_palettes(tiny_model(("Ki67",), mpp=None), config(), CPU, [he], images)
+
+
+def test_a_set_without_tissue_is_told():
+    he, ihc, _ = sets((0.2, 0.3), (0.04, 0.01))
+    palette = measure_palette([he], [ihc], nuclear=True)
+    with pytest.raises(DataError, match="no twin image has"):
+        match_dab(tiny_model(), None, palette, config(), CPU, [np.full((128, 128, 3), 250, np.uint8)])
