@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from miudiff import demo
-from miudiff.data.twin import MARKER, at_scale, twin_region
+from miudiff.data.twin import MARKER, at_scale, skimage_ihc, twin_picture
 from miudiff.demo import NAMES, dab_picture, run_demo, score
 from miudiff.demo import _page as page
 from miudiff.images import read_image, resize
@@ -73,6 +73,12 @@ def test_the_region_is_brought_to_the_models_scale():
     assert np.array_equal(at_scale(image, None), image)
 
 
+def test_the_right_half_of_the_picture_is_the_one_that_is_held_out():
+    he, ihc = twin_picture()
+    assert he.shape == ihc.shape
+    assert np.array_equal(ihc[:, 256:], skimage_ihc("test"))
+
+
 def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
     images = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
     scores = {"psnr_real": 12.3456, "vif_source": math.inf, "iod_virtual": 30.0, "iod_real": 40.0}
@@ -104,9 +110,7 @@ def tiny_stainer(monkeypatch):
         "load",
         lambda *given, **more: VirtualStainer(tiny_model((MARKER,)), quick("fast"), CPU),
     )
-    monkeypatch.setattr(
-        demo, "twin_region", lambda region: [image[:128, :128] for image in twin_region(region)]
-    )
+    monkeypatch.setattr(demo, "twin_picture", lambda: [image[:128, :256] for image in twin_picture()])
 
 
 def test_the_demo_writes_all_that_it_promises(tmp_path, tiny_stainer):
@@ -115,11 +119,13 @@ def test_the_demo_writes_all_that_it_promises(tmp_path, tiny_stainer):
     pictures = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
     expected = sorted([f"{name}.png" for name in pictures] + ["metrics.json", "report.html"])
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
-    he, real = (at_scale(image[:128, :128], 1.0) for image in twin_region("test"))
+    he, real = (at_scale(image[:128, :256], 1.0) for image in twin_picture())
     fake = read_image(tmp_path / "virtual_ihc.png")
     assert np.array_equal(fake, VirtualStainer.load().translate(he, name="demo"))
     assert np.array_equal(read_image(tmp_path / "real_ihc.png"), real)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(score(fake, real, he))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(
+        score(fake[:, 64:], real[:, 64:], he[:, 64:])
+    )
     assert str(tmp_path / "report.html") in lines[-1]
 
 
@@ -131,9 +137,11 @@ def test_the_weights_that_ship_stain_the_demos_tissue_better_than_its_own_he_loo
     run_demo(tmp_path, "fast", 0, "auto", lambda line: None)
     scores = json.loads((tmp_path / "metrics.json").read_text())
     he, real = (read_image(tmp_path / f"{name}.png") for name in ("he", "real_ihc"))
+    half = np.s_[:, he.shape[1] // 2 :]  # the one that was held out
+    he, real = he[half], real[half]
     untouched = score(he, real, he)
     assert scores["hist_rgb256"] > untouched["hist_rgb256"]
-    turned = read_image(tmp_path / "virtual_ihc.png")[::-1, ::-1]
+    turned = read_image(tmp_path / "virtual_ihc.png")[half][::-1, ::-1]
     assert scores["vif_source"] > 2 * score(turned, real, he)["vif_source"]  # the tissue stays where it is
 
 

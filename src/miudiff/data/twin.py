@@ -181,6 +181,14 @@ def twin_region(region: Region) -> tuple[Pixels, Pixels]:
     return render_twin(ihc, "cytoplasmic", light=background_light(np.asarray(immunohistochemistry()))), ihc
 
 
+def twin_picture() -> tuple[Pixels, Pixels]:
+    """(H&E, IHC) of the built-in set's whole picture, uint8 [512, 512, 3] each: its left half is trained on, its right half held out."""
+    from skimage.data import immunohistochemistry
+
+    ihc = np.asarray(immunohistochemistry())
+    return render_twin(ihc, "cytoplasmic"), ihc
+
+
 def at_scale(image: Pixels, mpp: float | None) -> Pixels:
     """An image of the built-in set, uint8 [H, W, 3], at `mpp` micrometres per pixel; None leaves it."""
     factor = SKIMAGE_MPP / mpp if mpp else 1.0
