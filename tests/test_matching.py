@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from miudiff.cells import nuclei_of_he, tissue_mask
 from miudiff.data.tiles import TileImage
 from miudiff.data.twin import render_twin
 from miudiff.errors import ConfigError, DataError
@@ -11,7 +12,6 @@ from miudiff.images import to_tensor, to_uint8, write_image
 from miudiff.matching import GAINS, match_dab, matched_palettes
 from miudiff.methods.palette import measure_palette
 from miudiff.methods.presets import preset
-from miudiff.normalisation import fit_he_stains
 from miudiff.stains import rgb_from_hdab, rgb_from_he
 from test_palette import field
 from tiny import CPU, tiny_model
@@ -24,9 +24,7 @@ def config(start=3):
 
 def sets(nucleus, tissue):
     """H&E, and IHC whose nuclei and tissue have these amounts of hematoxylin and DAB."""
-    he, _ = field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)
-    ihc, mask = field(nucleus, tissue, rgb_from_hdab, 1)
-    return he, ihc, mask
+    return field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)[0], field(nucleus, tissue, rgb_from_hdab, 1)[0]
 
 
 @pytest.mark.parametrize(
@@ -34,14 +32,16 @@ def sets(nucleus, tissue):
     [(True, (0.2, 0.3), (0.04, 0.01)), (False, (0.5, 0.02), (0.03, 0.2))],
 )
 def test_a_matched_palette_gives_the_dab_that_its_set_has(nuclear, nucleus, tissue):
-    he, ihc, mask = sets(nucleus, tissue)
+    he, ihc = sets(nucleus, tissue)
     palette = measure_palette([he], [ihc], nuclear)
     spoilt = palette.model_copy(update={"dab": tuple(0.6 * dab for dab in palette.dab)})
-    found = match_dab(tiny_model(), None, spoilt, config(), CPU, [ihc])
-    twin = render_twin(ihc, "nuclear" if nuclear else "cytoplasmic", 1.0)
-    result = to_uint8(found.model_copy(update={"dyes": fit_he_stains([twin])})(to_tensor(twin)))[0]
-    counted = mask if nuclear else ~mask & (ihc < 240).any(axis=-1)
-    once = to_uint8(spoilt.model_copy(update={"dyes": fit_he_stains([twin])})(to_tensor(twin)))[0]
+    found = match_dab(tiny_model(mpp=0.5), None, spoilt, config(), CPU, [ihc])
+    twin = render_twin(ihc, "nuclear" if nuclear else "cytoplasmic", 0.5)
+    of_twin = measure_palette([twin], [ihc], nuclear)
+    own = {key: getattr(of_twin, key) for key in ("dyes", "hematoxylin", "eosin", "crowding")}
+    result, once = (to_uint8(one.model_copy(update=own)(to_tensor(twin)))[0] for one in (found, spoilt))
+    nuclei = nuclei_of_he(twin, 16)
+    counted = nuclei if nuclear else ~nuclei & tissue_mask(twin)
     wanted, matched, before = (dab_density(image)[counted].mean() for image in (ihc, result, once))
     assert matched == pytest.approx(wanted, rel=0.15)
     assert before < 0.8 * wanted
@@ -49,16 +49,16 @@ def test_a_matched_palette_gives_the_dab_that_its_set_has(nuclear, nucleus, tiss
 
 
 def test_the_gain_stays_within_what_more_dab_can_mend():
-    he, ihc, _ = sets((0.2, 0.3), (0.04, 0.01))
+    he, ihc = sets((0.2, 0.3), (0.04, 0.01))
     palette = measure_palette([he], [ihc], nuclear=True).model_copy(update={"dab": (0.01, 0.01)})
-    assert match_dab(tiny_model(), None, palette, config(), CPU, [ihc]).gain == GAINS[1]
+    assert match_dab(tiny_model(mpp=0.5), None, palette, config(), CPU, [ihc]).gain == GAINS[1]
 
 
 def test_each_marker_that_has_images_gets_its_own(tmp_path):
-    he, ihc, _ = sets((0.2, 0.3), (0.04, 0.01))
+    he, ihc = sets((0.2, 0.3), (0.04, 0.01))
     write_image(tmp_path / "one.png", ihc)
-    images = [TileImage(tmp_path / "one.png", 1.0, 1, 1.0)]
-    model = tiny_model(("HER2", "Ki67"))
+    images = [TileImage(tmp_path / "one.png", 0.5, 1, 1.0)]
+    model = tiny_model(("HER2", "Ki67"), mpp=0.5)
     made = matched_palettes(model, config(), CPU, [he], images)
     assert list(made) == ["Ki67"]
     assert made["Ki67"].crowding is None
@@ -67,7 +67,7 @@ def test_each_marker_that_has_images_gets_its_own(tmp_path):
 
 
 def test_a_set_without_tissue_is_told():
-    he, ihc, _ = sets((0.2, 0.3), (0.04, 0.01))
+    he, ihc = sets((0.2, 0.3), (0.04, 0.01))
     palette = measure_palette([he], [ihc], nuclear=True)
-    with pytest.raises(DataError, match="no twin image has"):
-        match_dab(tiny_model(), None, palette, config(), CPU, [np.full((128, 128, 3), 250, np.uint8)])
+    with pytest.raises(DataError, match="expected stained tissue"):
+        match_dab(tiny_model(mpp=0.5), None, palette, config(), CPU, [np.full((128, 128, 3), 250, np.uint8)])

@@ -78,15 +78,19 @@ def match_dab(
         DataError: No twin has tissue with nuclei.
     """
     mpp, network = model.card.mpp or SKIMAGE_MPP, model.for_marker(marker)
-    where = 0 if palette.crowding is None else 1  # in nuclei, or beside them
-    twins = [_Twin.of(image, where == 0, mpp) for image in _middles(ihc, network.multiple)]
+    nuclear = palette.crowding is None
+    where = 0 if nuclear else 1  # in nuclei, or beside them
+    twins = [_Twin.of(image, nuclear, mpp) for image in _middles(ihc, network.multiple)]
     known = [twin for twin in twins if twin]
+    # A twin's dyes are as strong as the rendering has them, which is not how strong they are in the H&E set.
+    amounts = measure_palette([twin.he for twin in known], ihc, nuclear, NUCLEUS / mpp)
+    own = {key: getattr(amounts, key) for key in ("hematoxylin", "eosin", "crowding")}
     plain = config.model_copy(update={"refinement": config.refinement.model_copy(update={"loss": "none"})})
     wanted, gain = _dab(known, [twin.real for twin in known])[where], 1.0
     for _ in range(ROUNDS):
         results = []
         for number, twin in enumerate(known):
-            tried = palette.model_copy(update={"gain": gain, "dyes": twin.dyes})
+            tried = palette.model_copy(update=own | {"gain": gain, "dyes": twin.dyes})
             method = MIUDiff(network, model.estimator, plain, placement, tried)
             he = to_tensor(twin.he).to(placement.device)
             result = method.translate(he, [NoiseKey(0, f"matched{number}")])

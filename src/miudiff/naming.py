@@ -44,8 +44,8 @@ def usual_marker(marker: str) -> str:
 
 
 def is_nuclear(marker: str) -> bool:
-    """Whether a marker is one of nuclei, so that a share of positive nuclei means something."""
-    return squeeze(marker) in NUCLEAR
+    """Whether a marker is one of nuclei, so that a share of positive nuclei means something; of several ("ER/PR"), whether each is."""
+    return all(squeeze(one) in NUCLEAR for one in re.split(r"[/+]", marker))
 
 
 def compile_pattern(pattern: str, what: str = "slide pattern") -> re.Pattern[str]:
