@@ -208,7 +208,7 @@ def test_settings_that_make_another_network_of_the_same_weights_are_seen(folder)
         load_model(folder)
 
 
-def test_a_luma_curve_and_a_part_put_in_by_hand_leave_the_digests_valid(tmp_path):
+def test_a_palette_and_a_part_put_in_by_hand_leave_the_digests_valid(tmp_path):
     folder = tmp_path / "model"
     save_model(folder, Model(tiny_score(), None, Card(name="tiny", tile=64)))
     save_model(tmp_path / "other", full_model())

@@ -343,7 +343,7 @@ def test_a_rows_images_stay_when_another_row_trains_something_that_it_does_not_l
     assert image.stat().st_mtime_ns == before
 
 
-def test_a_model_whose_luma_curve_changed_is_another(tmp_path):
+def test_a_model_whose_palette_changed_is_another(tmp_path):
     folder = tmp_path / "model"
     model = tiny_model(markers=("HER2",))
     save_model(folder, model)

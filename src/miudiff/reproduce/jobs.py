@@ -81,7 +81,7 @@ def job_of(case: Case, source: Source, given: Model | None, rows: Sequence[Row],
         notes += told
     marker = marker_of(case, given, source.marker) if given is not None else None
     if given is not None:
-        given = with_palette(case, given, marker)
+        given = with_palette(case, given, marker, means.placement)
         for row in possible:
             if row.config is not None and row.method != "egsde":  # whose classifier is yet to be trained
                 build(row.config, given, marker, means.placement)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from miudiff.device import Placement, Precision
 from miudiff.diffusion.classifier import ClassifierNetwork, load_classifier
 from miudiff.diffusion.learner import begin_with
 from miudiff.diffusion.score import build_unet
-from miudiff.errors import CheckpointError, ConfigError
+from miudiff.errors import CheckpointError, ConfigError, DataError
 from miudiff.images import list_images, read_image
+from miudiff.matching import match_dab
 from miudiff.methods.generator import GeneratorModel
-from miudiff.methods.model import Card, Model, from_runs, load_model, model_folder, save_model
+from miudiff.methods.model import Card, Model, from_runs, load_model, model_folder, save_model, write_palettes
 from miudiff.methods.palette import Palette, measure_palette
+from miudiff.methods.presets import preset
 from miudiff.methods.systems import load_any
 from miudiff.naming import is_nuclear
 from miudiff.reproduce.budget import Budget, Task
@@ -175,11 +178,11 @@ def given_model(source: Source, placement: Placement) -> Model | None:
     return model
 
 
-def with_palette(case: Case, model: Model, marker: str | None) -> Model:
+def with_palette(case: Case, model: Model, marker: str | None, placement: Placement) -> Model:
     """The model; where it has no palette for the marker, with that of the training images, if there are any."""
     if marker is None or model.palette(marker) is not None or not case.trains:
         return model
-    palette = {**model.card.palette, marker: _palette(case)}
+    palette = {**model.card.palette, marker: _palette(case, model, marker, placement)}
     return replace(model, card=model.card.model_copy(update={"palette": palette}))
 
 
@@ -222,19 +225,21 @@ def diffusion_model(
         network = load_classifier(classifier).eval().requires_grad_(False) if classifier else None
         return replace(given, classifier=network.to(placement.device) if network else None)
     marker = case.marker or "IHC"
-    card = Card(
-        name=case.name,
-        markers=(marker,),
-        mpp=case.mpp,
-        palette={marker: _palette(case)},
-        description=f"Trained by `miudiff reproduce` on {case.train[1]} IHC images",
-    )
+    about = f"Trained by `miudiff reproduce` on {case.train[1]} IHC images"
+    card = Card(name=case.name, markers=(marker,), mpp=case.mpp, description=about)
     folder = case.folder / "model"
     estimator = runs / "mi" / "weights" if with_mi else None
     save_model(folder, from_runs(runs / "score" / "weights", estimator, card, classifier))
-    return load_model(folder, placement)
+    made = load_model(folder, placement)
+    palettes = {marker: _palette(case, made, marker, placement)}
+    write_palettes(folder, palettes)
+    return replace(made, card=made.card.model_copy(update={"palette": palettes}))
 
 
-def _palette(case: Case) -> Palette:
+def _palette(case: Case, model: Model, marker: str, placement: Placement) -> Palette:
     he, ihc = ([read_image(p) for p in list_images(case.images / "train" / stain)] for stain in STAINS)
-    return measure_palette(he, ihc, is_nuclear(case.marker or ""), NUCLEUS / case.mpp if case.mpp else CELL)
+    measured = measure_palette(he, ihc, is_nuclear(marker), NUCLEUS / case.mpp if case.mpp else CELL)
+    guided = () if model.estimator else ("energy.guidance=none",)
+    with suppress(DataError):  # too little tissue to match it on
+        return match_dab(model, marker, measured, preset("fast", guided), placement, ihc)
+    return measured
