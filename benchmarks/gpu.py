@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--slide", type=Path, help="a slide to stain; none: that part is left out")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--recipe", default="ki67-small-score")
+    parser.add_argument("--recipe", default="ihc-small-score")
     parser.add_argument("--network", default=json.dumps(NETWORK), help="score.network of the recipe, as JSON")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--resume", type=Path, help="the results of an earlier run")

@@ -1,6 +1,6 @@
 """A model of one marker from one of several: the marker's class embedding is added to the time embedding's bias, which is exact.
 
-python benchmarks/one_marker.py OUT [--model ki67-small] [--marker Ki67]
+python benchmarks/one_marker.py OUT [--model ihc-small] [--marker Ki67]
 
 Another marker's training can then begin with it: `miudiff reproduce ... --init OUT`.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from miudiff.checkpoints import WEIGHTS
-from miudiff.methods.model import SHIPPED, model_folder
+from miudiff.methods.model import model_folder
+from miudiff.naming import SHIPPED
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("out", type=Path)

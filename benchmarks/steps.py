@@ -21,6 +21,7 @@ from miudiff.cells import NUCLEUS
 from miudiff.data.twin import at_scale, twin_region
 from miudiff.evaluation.panel import measure
 from miudiff.images import Pixels, list_images, read_image, resize
+from miudiff.naming import SHIPPED
 from miudiff.stainer import VirtualStainer
 
 # Column: key of `miudiff evaluate`.
@@ -86,7 +87,7 @@ def main() -> None:
         "--mpp", type=float, default=1.0, help="of the pairs, or that the twin set is taken at"
     )
     parser.add_argument("--side", type=int, default=1024, help="of the square taken of each pair, in pixels")
-    parser.add_argument("--model", default="ki67-small")
+    parser.add_argument("--model", default=SHIPPED)
     parser.add_argument("--marker", default="FHL2")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--set", action="append", default=[], dest="changes")

@@ -172,7 +172,7 @@ def test_a_configuration_reads_back_from_its_own_yaml(tmp_path):
     assert parse(MIUDiffConfig, read_yaml(path), "a") == config
 
 
-RECIPES = recipe_path("ki67-small-score").parent
+RECIPES = recipe_path("ihc-small-score").parent
 SMALL_NETWORK = {"size": 32, "channels": [8, 16], "attention": [16], "head_channels": 8, "groups": 4}
 SETTINGS = {
     "score": [{}, {"network": SMALL_NETWORK | {"markers": 1}, "optimizer": {"lr": 1e-5, "decay_from": 3}}],
@@ -276,5 +276,5 @@ def test_sizes_that_no_machine_has_are_refused_before_memory_is_taken(task, word
 
 
 def test_an_unknown_recipe_names_the_known():
-    with pytest.raises(ConfigError, match="recipes: .*ki67-small-score"):
+    with pytest.raises(ConfigError, match="recipes: .*ihc-small-score"):
         recipe_path("nothing")

@@ -15,9 +15,10 @@ from miudiff.data.twin import MARKER, at_scale, skimage_ihc, twin_picture
 from miudiff.demo import NAMES, dab_picture, run_demo, score
 from miudiff.demo import _page as page
 from miudiff.images import read_image, resize
-from miudiff.methods.model import SHIPPED, model_folder
+from miudiff.methods.model import model_folder
 from miudiff.methods.presets import preset
 from miudiff.methods.sdedit import StepReport
+from miudiff.naming import SHIPPED
 from miudiff.stainer import VirtualStainer
 from miudiff.stains import combine_stains, rgb_from_hdab
 from miudiff.trajectory import Trajectory

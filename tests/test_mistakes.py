@@ -15,6 +15,7 @@ from miudiff.checkpoints import WEIGHTS, find_states, load_tensors, save_weights
 from miudiff.cli import main
 from miudiff.images import write_image
 from miudiff.methods.model import save_model
+from miudiff.naming import SHIPPED
 from miudiff.runs import run as train
 from test_training import load, quiet, write_run
 from tiny import tiny_model, tiny_score
@@ -130,7 +131,7 @@ def test_what_is_no_model_card_or_model_is_refused(tmp_path, refused):
     assert "expected a model card in UTF-8" in refused(
         "model", "assemble", tmp_path, tmp_path / "out", *words
     )
-    assert "or one of: ki67-small" in refused("calibrate", tmp_path, "--model", ".")
+    assert f"or one of: {SHIPPED}" in refused("calibrate", tmp_path, "--model", ".")
 
 
 def test_a_demo_folder_that_cannot_be_is_told_before_the_work(tmp_path, refused, monkeypatch):

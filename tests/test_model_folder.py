@@ -18,6 +18,7 @@ from miudiff.methods import model as model_module
 from miudiff.methods.generator import GeneratorModel, load_generator_model, save_generator_model
 from miudiff.methods.model import Card, Model, load_model, save_model
 from miudiff.methods.systems import load_any
+from miudiff.naming import SHIPPED
 from miudiff.runs import trained_as
 from tiny import tiny_classifier, tiny_estimator, tiny_model, tiny_score
 
@@ -220,7 +221,7 @@ def test_a_palette_and_a_part_put_in_by_hand_leave_the_digests_valid(tmp_path):
 def test_the_model_that_ships_states_the_digests_of_all_its_files():
     from miudiff.methods.folder import digests
 
-    shipped = model_module.model_folder("ki67-small")
+    shipped = model_module.model_folder(SHIPPED)
     stated = json.loads((shipped / "model_index.json").read_text())["sha256"]
     assert stated == digests(shipped)
     assert len(stated) == 5
@@ -372,8 +373,8 @@ def test_a_misspelt_marker_names_the_one_that_is_meant(asked, told):
 
 
 def test_a_misspelt_model_names_the_one_that_is_meant():
-    with pytest.raises(CheckpointError, match='did you mean "ki67-small"'):
-        load_any("Ki67-smal")
+    with pytest.raises(CheckpointError, match=f'did you mean "{SHIPPED}"'):
+        load_any("IHC-smal")
 
 
 @pytest.mark.parametrize(("mpp", "markers"), [(30.0, ()), (0.0, ())])

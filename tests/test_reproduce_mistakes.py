@@ -15,6 +15,7 @@ from miudiff.gan import Generator, GeneratorConfig
 from miudiff.images import list_images, write_image
 from miudiff.methods.generator import GeneratorModel, save_generator_model
 from miudiff.methods.model import Card, load_model, save_model
+from miudiff.naming import SHIPPED
 from miudiff.reproduce.cases import prepare
 from miudiff.reproduce.prepare import Settings
 from miudiff.reproduce.sources import Source, parse_sources
@@ -78,7 +79,7 @@ def test_a_scale_and_a_model_belong_to_the_source_of_their_name(tmp_path):
     assert (a.mpp, a.model) == (None, None)
     assert (b.mpp, b.model) == (0.46, "mine")
     assert (twin.mpp, twin.model) == (1.0, "other")
-    assert parse_sources(["twin"])[0].model == "ki67-small"
+    assert parse_sources(["twin"])[0].model == SHIPPED
 
 
 @pytest.mark.parametrize(

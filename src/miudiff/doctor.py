@@ -106,7 +106,8 @@ def _readers() -> Line:
 def _weights() -> Line:
     import torch
 
-    from miudiff.methods.model import SHIPPED, load_model, model_folder
+    from miudiff.methods.model import load_model, model_folder
+    from miudiff.naming import SHIPPED
 
     model = load_model(SHIPPED)
     with torch.no_grad():

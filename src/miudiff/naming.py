@@ -18,6 +18,7 @@ MARKERS |= {
     "panck": "PanCK",
 }
 
+SHIPPED = "ihc-small"  # the model in the package
 NUCLEAR = ("ki67", "er", "pr", "ar", "p53", "p63", "p40", "ttf1", "pcna", "phh3", "gata3", "foxp3", "sox10")
 
 

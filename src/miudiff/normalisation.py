@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.ndimage import uniform_filter
 
 from miudiff.config import Strict
 from miudiff.errors import DataError
@@ -28,7 +30,8 @@ ROUNDS = 6  # in which tissue and strengths settle
 COLOURED = (
     0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
 )
-EXTREMES = (1.0, 99.0)  # percentiles of the angle that are the dyes
+BLUR = 5  # pixels over which colours are averaged, fewer than a nucleus has: noise and JPEG's colours widen the angle
+EXTREMES = (0.5, 99.5)  # percentiles of the angle that are the dyes
 NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
 STRONGEST = 99.0  # percentile of a dye's amount that is its strength
 Colour = tuple[float, float, float]
@@ -112,22 +115,23 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     Raises:
         DataError: Too little tissue to estimate anything.
     """
-    parts = [_some(image.reshape(-1, 3)) for image in samples]
-    pixels = np.concatenate(parts or [np.full((1, 3), 255, np.uint8)])
-    light = np.percentile(pixels, 99, axis=0).clip(1, None)
-    density = optical_density(pixels, light)
-    mean, spread = density.mean(axis=1), np.ptp(density, axis=1)
-    coloured = spread > COLOURED * mean
-    dyed, tissue = density[coloured], density[coloured & (mean > STAINED)]
-    if len(tissue) < FEWEST:
+    parts = [(_some(image), _some(uniform_filter(image, (BLUR, BLUR, 0), np.float32))) for image in samples]
+    sharp, smooth = (np.concatenate(kind) for kind in zip(*parts or [_NOTHING], strict=True))
+    light = np.percentile(sharp, 99, axis=0).clip(1, None)
+    dyed, of_dyes = (_coloured(optical_density(pixels, light)) for pixels in (sharp, smooth))
+    tissue, of_tissue = (density[density.mean(axis=1) > STAINED] for density in (dyed, of_dyes))
+    if min(len(tissue), len(of_tissue)) < FEWEST:
         raise DataError(
             f"{len(tissue)} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; take a field with more tissue, or switch normalisation off"
         )
     for _ in range(ROUNDS):
-        hematoxylin, eosin = _dyes(tissue)
+        hematoxylin, eosin = _dyes(of_tissue)
         unmix = np.linalg.pinv(np.stack([hematoxylin, eosin]))
         strength = np.percentile(np.clip(tissue @ unmix, 0, None), STRONGEST, axis=0).clip(0.05, None)
-        tissue = dyed[(np.clip(dyed @ unmix, 0, None) / strength).sum(axis=1) > SHARE]
+        tissue, of_tissue = (
+            density[(np.clip(density @ unmix, 0, None) / strength).sum(axis=1) > SHARE]
+            for density in (dyed, of_dyes)
+        )
     return HEStains(
         light=rounded(light),
         hematoxylin=rounded(hematoxylin),
@@ -136,9 +140,18 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     )
 
 
-def _some(pixels: Pixels) -> Pixels:
-    """At most SEEN of pixels [N, 3], evenly."""
+_NOTHING = (np.full((1, 3), 255, np.uint8),) * 2
+
+
+def _some(image: NDArray[Any]) -> NDArray[Any]:
+    """At most SEEN of the pixels of [H, W, 3], evenly, [N, 3]."""
+    pixels = image.reshape(-1, 3)
     return pixels[:: max(-(-len(pixels) // SEEN), 1)]
+
+
+def _coloured(density: Floats) -> Floats:
+    """Those of densities [N, 3] that a dye may be, not pigment or dirt."""
+    return density[np.ptp(density, axis=1) > COLOURED * density.mean(axis=1)]
 
 
 def _dyes(density: Floats) -> tuple[Floats, Floats]:

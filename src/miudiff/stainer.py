@@ -26,9 +26,10 @@ from miudiff.methods.batches import Batches, Keyed
 from miudiff.methods.fusion import Fusion
 from miudiff.methods.generator import MULTIPLE, GeneratorModel, GeneratorTranslator
 from miudiff.methods.miu_diff import MIUDiff
-from miudiff.methods.model import SHIPPED, Model
+from miudiff.methods.model import Model
 from miudiff.methods.sdedit import Reverse
 from miudiff.methods.systems import GENERATORS, build, changed, configure, load_any, method_of, steps_of
+from miudiff.naming import SHIPPED
 from miudiff.noise import NoiseKey
 from miudiff.normalisation import HEStains, Normaliser, fit_he_stains
 from miudiff.tiling import Placed, over_all_tiles, places

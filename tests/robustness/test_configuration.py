@@ -267,7 +267,7 @@ def test_hostile_words_stain_or_end_in_one_line(
             *("--mpp", "1", "--device", "cpu", "--precision", "fp32", *words),
         )
         tally.add(f"--set {changed[:80]!r}", ended.wrong())
-        ended = miudiff("train", "ki67-small-score", changed, "device=cpu")
+        ended = miudiff("train", "ihc-small-score", changed, "device=cpu")
         tally.add(f"train {changed[:80]!r}", ended.wrong() or ("" if ended.code == 2 else "was taken"))
     tally.check()
 

@@ -14,9 +14,10 @@ from miudiff.checkpoints import write_json
 from miudiff.device import Placement, Precision, place
 from miudiff.diffusion.score import parameter_count
 from miudiff.errors import ConfigError
-from miudiff.methods.model import SHIPPED, Model
+from miudiff.methods.model import Model
 from miudiff.methods.presets import PAPER
 from miudiff.methods.systems import configure, load_any
+from miudiff.naming import SHIPPED
 
 Say = Callable[[str], None]
 

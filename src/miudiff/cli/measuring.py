@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from miudiff.cli.app import Preset, Words, app, complain, say
+from miudiff.naming import SHIPPED
 
 
 @app.command
@@ -143,7 +144,7 @@ def evaluate(
 @app.command
 def bench(
     *,
-    model: str = "ki67-small",
+    model: str = SHIPPED,
     quick: bool = False,
     json: Path | None = None,
     device: str = "auto",

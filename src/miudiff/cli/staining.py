@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from miudiff.cli.app import Change, Method, Preset, app, complain, say
 from miudiff.errors import ConfigError
+from miudiff.naming import SHIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +113,7 @@ def translate(
     method: Method | None = None,
     preset: str | None = None,
     seed: int = 0,
-    model: str = "ki67-small",
+    model: str = SHIPPED,
     marker: str | None = None,
     mpp: float | None = None,
     set_: Change = (),
@@ -220,7 +221,7 @@ def calibrate(
     *,
     target: float = 0.05,
     preset: Preset = "paper",
-    model: str = "ki67-small",
+    model: str = SHIPPED,
     marker: str | None = None,
     mpp: float | None = None,
     set_: Change = (),
@@ -248,7 +249,7 @@ def calibrate(
 def info(
     *slides: Path,
     mpp: float | None = None,
-    model: str = "ki67-small",
+    model: str = SHIPPED,
     marker: str | None = None,
     preset: str | None = None,
     set_: Change = (),

@@ -32,8 +32,7 @@ from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.information.learner import save_estimator
 from miudiff.methods.folder import INDEX, PARTS, digests, fingerprint, whole
 from miudiff.methods.palette import Palette
-
-SHIPPED = "ki67-small"
+from miudiff.naming import SHIPPED
 
 
 class Card(Strict):

@@ -19,9 +19,10 @@ from miudiff.methods.egsde import EGSDE, EGSDEConfig
 from miudiff.methods.generator import GeneratorModel, GeneratorTranslator, MethodName, load_generator_model
 from miudiff.methods.ilvr import ILVR, ILVRConfig
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
-from miudiff.methods.model import SHIPPED, Model, load_model, model_folder
+from miudiff.methods.model import Model, load_model, model_folder
 from miudiff.methods.presets import PRESETS
 from miudiff.methods.sdedit import ReverseConfig, SDEdit, SDEditConfig
+from miudiff.naming import SHIPPED
 
 
 class System(NamedTuple):

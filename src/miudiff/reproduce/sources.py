@@ -8,10 +8,10 @@ from pathlib import Path
 
 from miudiff.config import check_mpp
 from miudiff.errors import DataError
-from miudiff.methods.model import SHIPPED
+from miudiff.naming import SHIPPED
 
 TWIN = "twin"
-TWIN_MPP = 1.0  # the shipped weights' scale
+TWIN_MPP = 0.5  # the shipped weights' scale
 
 
 @dataclass(frozen=True)
