@@ -16,7 +16,7 @@ from miudiff.images import write_image
 from miudiff.reproduce.scale import CaseScale
 from miudiff.reproduce.sources import TWIN_MPP, Source
 
-TWIN_TILE = 128
+TWIN_TILE = 256
 SplitName = Literal["auto", "official", "paper", "all"]
 STAINS: tuple[Literal["HE"], Literal["IHC"]] = ("HE", "IHC")
 
