@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from miudiff.cells import CELL, cell_mask, nuclei_of_he, tissue_mask
+from miudiff.cells import CELL, nuclei_of_he, stained_nuclei, tissue_mask
 from miudiff.data.twin import SKIMAGE_MPP, render_twin, skimage_ihc
 from miudiff.errors import DataError
 from miudiff.images import LUMA, Pixels, read_image, resize
@@ -50,7 +50,7 @@ def leak(ihc: Pixels, antigen: str) -> dict[tuple[str, str], list[float]]:
     he = render_twin(ihc, antigen)  # type: ignore[arg-type]
     dab = dab_map(ihc, background_light(ihc))
     tissue = tissue_mask(ihc)
-    nuclei = (cell_mask(ihc, CELL) if antigen == "nuclear" else nuclei_of_he(he, CELL)) & tissue
+    nuclei = (stained_nuclei(ihc, CELL) if antigen == "nuclear" else nuclei_of_he(he, CELL)) & tissue
     beside = tissue & ~ndimage.binary_dilation(nuclei, iterations=2)
     density = optical_density(he)
     channels = {

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from miudiff.cells import stained_nuclei
 from miudiff.cli import main
 from miudiff.data.twin import make_twins, render_twin, skimage_ihc, twin_region, twin_region_file, unrelated
 from miudiff.errors import DataError
@@ -320,3 +321,13 @@ def test_pipes_are_named_and_left_out_and_each_failure_is_told_once_on_stderr(tm
     assert printed.out == f"1 pairs in {tmp_path / 'out'}, 1 failed\n"
     with pytest.raises(DataError, match="no regular file"):
         make_twins(tmp_path / "in" / "pipe.png", tmp_path / "out", "nuclear")
+
+
+@pytest.mark.parametrize("ground", [0.02, 0.35])
+def test_nuclei_of_a_field_that_is_brown_all_over_are_what_is_browner(ground):
+    y, x = np.mgrid[:128, :128]
+    mask = ((y % 32 - 16) ** 2 + (x % 32 - 16) ** 2) < 64
+    stain = np.where(mask[..., None], (0.2, 0.9), (0.02, ground))
+    found = stained_nuclei(combine_stains(stain, rgb_from_hdab), 16)
+    assert (found & mask).sum() > 0.85 * mask.sum()
+    assert (found & ~mask).sum() < 0.25 * mask.sum()

@@ -40,6 +40,7 @@ CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
 # Densities between which Otsu's threshold may lie. Hematoxylin: fainter is the noise of glass, denser is stain
 # even in a tile that is nothing else. DAB: fainter is its veil on stroma, and what a score calls weak is a cell.
 HEMATOXYLIN_BOUNDS, DAB_BOUNDS = (0.03, 0.6), (0.1, 0.2)
+BROWNER = 0.9  # DAB of a nucleus, in that of the two nuclei around it, at least
 GLASS = 150.0  # grey level of the darkest glass
 WEAK, MODERATE, STRONG = 0.2, 0.4, 0.6  # mean DAB density of a cell, QuPath's default classes
 AROUND = 10.0  # nuclei across: the square that a pixel's surroundings are the mean of
@@ -110,6 +111,17 @@ def cell_mask(image: Pixels, diameter: float = CELL, bars: Bars | None = None) -
     above = hematoxylin - surroundings(hematoxylin, away, AROUND * diameter)
     bar = _otsu(above[away].clip(0)) if bars is None else bars.hematoxylin
     return without_specks(brown | (above > bar), diameter)
+
+
+def stained_nuclei(image: Pixels, diameter: float = CELL, light: Floats | None = None) -> Mask:
+    """Nuclei of a uint8 [H, W, 3] IHC image whose antigen is one of nuclei, bool [H, W]: `cell_mask`, and browner than what is around.
+
+    Where all is brown, cytoplasm and stroma too, `cell_mask` takes it all. Args as for `blue_nuclei`.
+    """
+    _, dab = _amounts(image, glass_light(image) if light is None else light, diameter)
+    around = surroundings(dab, np.ones(dab.shape, bool), 2 * diameter)
+    stained = (dab > DAB_BOUNDS[0]) & (dab < BROWNER * around)
+    return without_specks(cell_mask(image, diameter) & ~stained, diameter)
 
 
 def find_bars(parts: Sequence[tuple[Pixels, Mask]], diameter: float = CELL) -> Bars:

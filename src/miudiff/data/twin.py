@@ -31,8 +31,8 @@ from miudiff.cells import (
     Labels,
     Mask,
     blue_nuclei,
-    cell_mask,
     split_cells,
+    stained_nuclei,
     surroundings,
     tissue_mask,
 )
@@ -84,10 +84,8 @@ def render_twin(
     # Pale stroma among stained tissue is tissue; only wide gaps are glass.
     tissue = (_blurred(density, 1.0, mpp) > 0.025) | (_blurred(density, 5.0, mpp) > 0.03)
     diameter = NUCLEUS / mpp
-    if where == "nuclear":
-        nuclei = split_cells(cell_mask(ihc, diameter) & tissue, diameter)
-    else:
-        nuclei = split_cells(blue_nuclei(ihc, diameter, light) & tissue, diameter)
+    find = stained_nuclei if where == "nuclear" else blue_nuclei
+    nuclei = split_cells(find(ihc, diameter, light) & tissue, diameter)
     chromatin = _chromatin(nuclei, dab, mpp, seed)
     inside = nuclei > 0
     # The palest stroma is apart: ranked with the rest, it would tell where DAB is absent.

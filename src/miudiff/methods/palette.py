@@ -31,9 +31,9 @@ from miudiff.cells import (
     CELL,
     Mask,
     blue_nuclei,
-    cell_mask,
     glass_light,
     nuclei_of_he,
+    stained_nuclei,
     surroundings,
     tissue_mask,
 )
@@ -137,7 +137,7 @@ def measure_palette(
         )
         for own, nuclei, tissue in kinds
     ]
-    find = cell_mask if nuclear else blue_nuclei
+    find = stained_nuclei if nuclear else blue_nuclei
     colours = [(image / glass_light(image), find(image, diameter), tissue_mask(image)) for image in ihc]
     of_nuclei, of_ground = mean_densities(colours, "IHC")
     dab = tuple(round(dab_of(density), 4) for density in (of_nuclei, of_ground))
