@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from miudiff.errors import DataError
 from miudiff.images import to_tensor, to_uint8
-from miudiff.methods.palette import MOST, Palette, measure_palette
+from miudiff.methods.palette import MOST, Palette, _smooth_noise, measure_palette
 from miudiff.normalisation import HEStains
 from miudiff.stains import (
     HE_EOSIN,
@@ -19,7 +19,7 @@ from miudiff.stains import (
     stain_matrix,
 )
 
-NUCLEI, GROUND = (0.4, 0.3, 0.2), (0.05, 0.06, 0.08)
+NUCLEI, GROUND, POSITIVE = (0.4, 0.3, 0.2), (0.05, 0.06, 0.08), (0.4, 0.7, 0.9)
 UNIT = stain_matrix(HE_HEMATOXYLIN, HE_EOSIN)
 DYES = {
     "light": (255, 255, 255),
@@ -36,7 +36,9 @@ def palette(**changes):
         "eosin": 0.8,
         "nuclei": NUCLEI,
         "ground": GROUND,
-        "dab": (0.0, 0.0),
+        "positive": POSITIVE,
+        "nuclear": True,
+        "share": 0.0,
     }
     return Palette.model_validate(given | changes)
 
@@ -75,15 +77,44 @@ def test_a_pixels_colour_depends_on_that_pixel_alone_for_antigens_of_nuclei():
     assert whole.max() <= 1
 
 
-def test_dab_beside_nuclei_follows_how_crowded_they_are_where_the_antigen_is_none_of_nuclei():
-    """Two pixels of equal eosin: with a nucleus in reach the DAB of its ground is w = 2 / 9 / 0.1, cut at 2 times the mean, else none."""
+def test_what_is_stained_beside_nuclei_follows_how_crowded_they_are_where_the_antigen_is_none_of_nuclei():
+    """Two pixels of equal eosin: with a nucleus in reach w = 2 / 9 / 0.1, cut at 2 times the mean, else 0; without crowding w = 1."""
     he = he_of([0.1] * 4 + [0.6] + [0.1] * 10, [0.8] * 4 + [0.0] + [0.8] * 10)
-    found = density_of(palette(dab=(0.0, 0.2), crowding=0.1, reach=3)(he)) @ np.linalg.inv(rgb_from_hdab)
-    rest = np.array(GROUND) @ np.linalg.inv(rgb_from_hdab)
-    assert found[3] == pytest.approx(rest + np.array([0, 0.4, 0]), abs=1e-6)
-    assert found[9] == pytest.approx(rest, abs=1e-6)
-    even = density_of(palette(dab=(0.0, 0.2))(he)) @ np.linalg.inv(rgb_from_hdab)
-    assert even[[3, 9]] == pytest.approx(np.stack([rest + np.array([0, 0.2, 0])] * 2), abs=1e-6)
+    beside = {"nuclear": False, "share": 0.2}
+    found = density_of(palette(**beside, crowding=0.1, reach=3)(he))
+    assert found[3] == pytest.approx(0.6 * np.array(GROUND) + 0.4 * np.array(POSITIVE), abs=1e-6)
+    assert found[9] == pytest.approx(GROUND, abs=1e-6)
+    even = density_of(palette(**beside)(he))
+    mixed = 0.8 * np.array(GROUND) + 0.2 * np.array(POSITIVE)
+    assert even[[3, 9]] == pytest.approx(np.stack([mixed] * 2), abs=1e-6)
+
+
+def test_without_variety_each_nucleus_is_the_mean_of_both_kinds_in_the_share_times_the_gain():
+    found = density_of(palette(share=0.3, gain=2.0)(he_of([0.6, 0.1], [0.0, 0.8])))
+    assert found[0] == pytest.approx(0.4 * np.array(NUCLEI) + 0.6 * np.array(POSITIVE), abs=1e-6)
+    assert found[1] == pytest.approx(GROUND, abs=1e-6)
+
+
+@pytest.mark.parametrize("variety", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_share_of_positive_nuclei_is_the_same_for_every_variety(variety, share):
+    """p is recovered from the colour; the more variety, the more of it is near 0 or 1."""
+    he = he_of([0.6] * 2**18, [0.0] * 2**18).reshape(1, 3, 512, 512)
+    noise = torch.randn((1, 1, 512, 512), generator=torch.Generator().manual_seed(0), dtype=he.dtype)
+    density = -torch.log10((palette(share=share, grain=3)(he, noise, variety) + 1) / 2)[0, 2]
+    positive = (density - NUCLEI[2]) / (POSITIVE[2] - NUCLEI[2])
+    assert positive.mean() == pytest.approx(share, abs=0.02)
+    sure = ((positive - 0.5).abs() > 0.4).double().mean()
+    assert sure > {0.5: 0.0, 1.0: 0.15, 4.0: 0.7}[variety]
+
+
+def test_noise_is_averaged_over_the_grain_and_of_unit_variance_again():
+    noise = torch.randn((1, 1, 1024, 1024), generator=torch.Generator().manual_seed(1))
+    smooth = _smooth_noise(noise, 7)[0, 0, 20:-20, 20:-20]
+    assert smooth.std() == pytest.approx(1, abs=0.03)
+    apart = [(smooth[:, k:] * smooth[:, : smooth.shape[1] - k]).mean() for k in (3, 20)]
+    assert apart[0] > 0.5
+    assert abs(apart[1]) < 0.05
 
 
 def field(nucleus, tissue, matrix, seed, side=160):
@@ -100,32 +131,43 @@ def field(nucleus, tissue, matrix, seed, side=160):
 
 def test_what_is_measured_is_what_the_sets_hold():
     he, _ = field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)
-    ihc, mask = field((0.5, 0.0), (0.03, 0.02), rgb_from_hdab, 1)
-    found = measure_palette([he], [ihc], nuclear=True)
-    nuclei = -np.log10((ihc[mask] / 255).mean(axis=0))
-    assert found.nuclei == pytest.approx(nuclei, abs=0.06)  # without DAB
+    blue, mask = field((0.5, 0.0), (0.03, 0.02), rgb_from_hdab, 1)
+    brown, _ = field((0.3, 0.4), (0.03, 0.02), rgb_from_hdab, 2)
+    found = measure_palette([he], [blue, brown, brown], nuclear=True)
+    for colour, image in ((found.nuclei, blue), (found.positive, brown)):
+        true = -np.log10((image[mask] / 255).mean(axis=0))
+        assert np.dot(colour, true) > 0.99 * np.linalg.norm(colour) * np.linalg.norm(true)
+        assert np.linalg.norm(colour) == pytest.approx(np.linalg.norm(true), rel=0.35)  # rims count
+    assert found.share == pytest.approx(2 / 3, abs=0.01)
     assert np.linalg.norm(found.ground) < 0.2 * np.linalg.norm(found.nuclei)
+    assert (found.nuclear, found.crowding) == (True, None)
     seen = optical_density(to_uint8(found(to_tensor(he)))[0])
-    assert seen[mask].mean(axis=0) == pytest.approx(nuclei, abs=0.08)
+    expected = found.share * np.array(found.positive) + (1 - found.share) * np.array(found.nuclei)
+    assert seen[mask].mean(axis=0) == pytest.approx(expected, abs=0.08)
 
 
-def test_the_dab_of_nuclei_counts_as_often_as_the_gain_says():
-    once, twice = (
-        density_of(palette(dab=(0.3, 0.1), gain=gain)(he_of([0.6, 0.1], [0.0, 0.8])))
-        @ np.linalg.inv(rgb_from_hdab)
-        for gain in (1.0, 2.0)
-    )
-    assert twice - once == pytest.approx(np.array([(0, 0.3, 0), (0, 0, 0)]), abs=1e-6)
-
-
-def test_dab_is_told_from_the_rest_of_nuclei_and_of_what_lies_beside_them():
+def test_of_other_antigens_the_tissue_beside_nuclei_is_what_is_stained_or_not():
     he, _ = field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)
-    ihc, _ = field((0.3, 0.2), (0.03, 0.02), rgb_from_hdab, 1)
-    found = measure_palette([he], [ihc], nuclear=False)
-    assert found.dab[0] == pytest.approx(0.2, abs=0.01)
-    assert found.dab[1] < 0.06  # the nuclei's rims lie there, too
-    rest = np.array(found.nuclei) @ np.linalg.inv(rgb_from_hdab)
-    assert rest == pytest.approx([0.3, 0, 0], abs=0.01)
+    pale, mask = field((0.5, 0.0), (0.05, 0.02), rgb_from_hdab, 1)
+    brown, _ = field((0.5, 0.05), (0.05, 0.4), rgb_from_hdab, 2)
+    found = measure_palette([he], [pale, brown], nuclear=False)
+    beside = ~mask & (brown < 240).any(axis=-1)
+    assert found.positive == pytest.approx(-np.log10((brown[beside] / 255).mean(axis=0)), abs=0.05)
+    assert found.ground == pytest.approx(-np.log10((pale[beside] / 255).mean(axis=0)), abs=0.05)
+    assert found.share == pytest.approx(0.5, abs=0.05)
+
+
+def test_dab_follows_crowding_only_where_it_does_in_the_ihc():
+    he, _ = field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)
+    stain = np.full((320, 320, 2), (0.05, 0.02))
+    y, x = np.mgrid[:320, :320]
+    nuclei = ((y % 24 - 12) ** 2 + (x % 24 - 12) ** 2 <= 49) & (x < 150)
+    for brown, follows in ((np.s_[:, :160], True), (np.s_[:, 160:], False)):
+        image = stain.copy()
+        image[brown] = (0.05, 0.45)
+        image[nuclei] = (0.5, 0.05)
+        found = measure_palette([he], [combine_stains(image, rgb_from_hdab)], nuclear=False)
+        assert (found.crowding is not None) == follows
 
 
 def test_sets_without_tissue_are_refused():

@@ -52,7 +52,9 @@ def tiny_palette(nuclei: tuple[float, float, float] = (0.3, 0.35, 0.3)) -> Palet
         "eosin": 0.6,
         "nuclei": nuclei,
         "ground": (0.05, 0.06, 0.06),
-        "dab": (0.1, 0.02),
+        "positive": (0.3, 0.5, 0.6),
+        "nuclear": True,
+        "share": 0.3,
     }
     return Palette.model_validate(values)
 

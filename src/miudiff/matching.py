@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miudiff.cells import NUCLEUS, Mask, glass_light, nuclei_of_he, tissue_mask
+from miudiff.cells import NUCLEUS, Mask, dab_above_glass, nuclei_of_he, tissue_mask
 from miudiff.data.tiles import TileImage
 from miudiff.data.twin import SKIMAGE_MPP, render_twin
 from miudiff.device import Placement
@@ -16,11 +16,10 @@ from miudiff.errors import ConfigError, DataError
 from miudiff.images import Pixels, read_image, to_tensor, to_uint8
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import Model, at_mpp
-from miudiff.methods.palette import Palette, dab_of, mean_densities, measure_palette
+from miudiff.methods.palette import Palette, measure_palette
 from miudiff.naming import is_nuclear
 from miudiff.noise import NoiseKey
 from miudiff.normalisation import HEStains, fit_he_stains
-from miudiff.stains import Floats
 
 FIELDS = 8  # that a palette is matched on
 SIDE = 256  # pixels of each, a multiple of what networks take
@@ -66,9 +65,9 @@ def match_dab(
 ) -> Palette:
     """The palette with the gain at which H&E twins of its IHC set come out with the set's own DAB.
 
-    A source that has the mean colour comes out with less DAB than the set has, because the mean lies nearer to the colour that is more
-    frequent. So DAB is multiplied by what was missing of it, in a few rounds. What is compared is the DAB of nuclei, or what lies
-    beside them where the antigen is none of nuclei. Twins hold the set's own tissue, so what differs is the model's doing.
+    A source of mean colours comes out with less DAB than the set has, because the mean lies nearer to the colour that is more frequent.
+    So the share of what is positive is multiplied by what was missing of the DAB of nuclei, or of tissue beside them, in a few rounds.
+    Twins hold the set's own tissue, so what differs is the model's doing.
 
     Args:
         config: How to translate; refinement is left out.
@@ -78,52 +77,47 @@ def match_dab(
         DataError: No twin has tissue with nuclei.
     """
     mpp, network = model.card.mpp or SKIMAGE_MPP, model.for_marker(marker)
-    nuclear = palette.crowding is None
-    where = 0 if nuclear else 1  # in nuclei, or beside them
-    twins = [_Twin.of(image, nuclear, mpp) for image in _middles(ihc, network.multiple)]
+    twins = [_Twin.of(image, palette.nuclear, mpp) for image in _middles(ihc, network.multiple)]
     known = [twin for twin in twins if twin]
     # A twin's dyes are as strong as the rendering has them, which is not how strong they are in the H&E set.
-    amounts = measure_palette([twin.he for twin in known], ihc, nuclear, NUCLEUS / mpp)
+    amounts = measure_palette([twin.he for twin in known], ihc, palette.nuclear, NUCLEUS / mpp)
     own = {key: getattr(amounts, key) for key in ("hematoxylin", "eosin", "crowding")}
     plain = config.model_copy(update={"refinement": config.refinement.model_copy(update={"loss": "none"})})
-    wanted, gain = _dab(known, [twin.real for twin in known])[where], 1.0
+    wanted, gain = np.mean([twin.dab(twin.ihc) for twin in known]), 1.0
     for _ in range(ROUNDS):
-        results = []
+        found = []
         for number, twin in enumerate(known):
             tried = palette.model_copy(update=own | {"gain": gain, "dyes": twin.dyes})
             method = MIUDiff(network, model.estimator, plain, placement, tried)
             he = to_tensor(twin.he).to(placement.device)
             result = method.translate(he, [NoiseKey(0, f"matched{number}")])
-            results.append(to_uint8(result.detach())[0] / 255)
-        gain = float(np.clip(gain * wanted / max(_dab(known, results)[where], 0.01), *GAINS).round(3))
+            found.append(twin.dab(to_uint8(result.detach())[0]))
+        gain = float(np.clip(gain * wanted / max(float(np.mean(found)), 0.005), *GAINS).round(3))
     return palette.model_copy(update={"gain": gain})
 
 
 @dataclass(frozen=True)
 class _Twin:
-    """An H&E twin, its dyes, the transmission of its IHC [H, W, 3], and where its nuclei and tissue are [H, W]."""
+    """An IHC field, its H&E twin, the twin's dyes, and where the antigen may be [H, W]."""
 
+    ihc: Pixels
     he: Pixels
     dyes: HEStains
-    real: Floats
-    nuclei: Mask
-    tissue: Mask
+    where: Mask
 
     @classmethod
     def of(cls, ihc: Pixels, nuclear: bool, mpp: float) -> _Twin | None:
-        """The twin of a field; None where it has too little tissue to know its dyes by."""
+        """The twin of a field; None where it has too little tissue to know its dyes by, or nothing of where the antigen may be."""
         he = render_twin(ihc, "nuclear" if nuclear else "cytoplasmic", mpp)
+        nuclei = nuclei_of_he(he, NUCLEUS / mpp)
+        where = tissue_mask(he) & (nuclei if nuclear else ~nuclei)
         with suppress(DataError):
-            dyes = fit_he_stains([he])
-            return cls(he, dyes, ihc / glass_light(ihc), nuclei_of_he(he, NUCLEUS / mpp), tissue_mask(he))
+            return cls(ihc, he, fit_he_stains([he]), where) if where.any() else None
         return None
 
-
-def _dab(twins: Sequence[_Twin], colours: Sequence[Floats]) -> tuple[float, float]:
-    """DAB in the mean colour of nuclei, and beside them, of transmissions [H, W, 3] each in the place of a twin's IHC."""
-    kinds = [(colour, twin.nuclei, twin.tissue) for twin, colour in zip(twins, colours, strict=True)]
-    inside, beside = mean_densities(kinds, "twin")
-    return dab_of(inside), dab_of(beside)
+    def dab(self, image: Pixels) -> float:
+        """Mean density of DAB of an image in the place of the IHC, uint8 [H, W, 3], where the antigen may be."""
+        return float(dab_above_glass(image)[self.where].mean())
 
 
 def _middles(images: Sequence[Pixels], multiple: int) -> Iterator[Pixels]:

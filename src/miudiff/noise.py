@@ -35,6 +35,7 @@ STREAMS = {
     "time": 6,
     "augment": 7,
     "shuffle": 8,
+    "palette": 9,
 }
 
 

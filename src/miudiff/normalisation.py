@@ -33,6 +33,10 @@ COLOURED = (
 BLUR = 5  # pixels over which colours are averaged, fewer than a nucleus has: noise and JPEG's colours widen the angle
 EXTREMES = (0.5, 99.5)  # percentiles of the angle that are the dyes
 NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
+TINGE, NEAR_EOSIN = (
+    0.04,
+    0.9,
+)  # density of a brightest colour, and its cosine to eosin, from which it is no glass
 STRONGEST = 99.0  # percentile of a dye's amount that is its strength
 Colour = tuple[float, float, float]
 
@@ -117,7 +121,7 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     """
     parts = [(_some(image), _some(uniform_filter(image, (BLUR, BLUR, 0), np.float32))) for image in samples]
     sharp, smooth = (np.concatenate(kind) for kind in zip(*parts or [_NOTHING], strict=True))
-    light = np.percentile(sharp, 99, axis=0).clip(1, None)
+    light = _glass(np.percentile(sharp, 99, axis=0).clip(1, None))
     dyed, of_dyes = (_coloured(optical_density(pixels, light)) for pixels in (sharp, smooth))
     tissue, of_tissue = (density[density.mean(axis=1) > STAINED] for density in (dyed, of_dyes))
     if min(len(tissue), len(of_tissue)) < FEWEST:
@@ -147,6 +151,13 @@ def _some(image: NDArray[Any]) -> NDArray[Any]:
     """At most SEEN of the pixels of [H, W, 3], evenly, [N, 3]."""
     pixels = image.reshape(-1, 3)
     return pixels[:: max(-(-len(pixels) // SEEN), 1)]
+
+
+def _glass(light: Floats) -> Floats:
+    """The brightest colour [3]; where it is eosin's, there is no glass to be seen, and its brightest level counts for all."""
+    density = np.log10(light.max() / light)
+    size, eosin = np.linalg.norm(density), stain_matrix(HE_HEMATOXYLIN, HE_EOSIN)[1]
+    return np.full(3, light.max()) if size > TINGE and density @ eosin > NEAR_EOSIN * size else light
 
 
 def _coloured(density: Floats) -> Floats:

@@ -136,10 +136,8 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
     images = find_images(config.data, config.markers, say)
     palettes = matched_palettes(loaded, preset("fast"), placement, sources, images)
     for marker, found in palettes.items():
-        counts = "in nuclei" if found.crowding is None else "beside them"
-        say(
-            f"{marker}: DAB in nuclei {found.dab[0]}, beside them {found.dab[1]}; that {counts} counts {found.gain} times"
-        )
+        what = "nuclei" if found.nuclear else "tissue beside nuclei"
+        say(f"{marker}: {100 * found.share:.0f} % of {what} positive, which counts {found.gain} times")
     write_palettes(model, palettes)
     return 0
 

@@ -91,7 +91,7 @@ class EGSDE:
             ConfigError: `down_factor` is larger than the image's shorter side.
         """
         config, reverse, sde = self.config, self.reverse, self.reverse.sde
-        y = source = reverse.source(he)
+        y = source = reverse.source(he, keys)
         for repeat in range(config.repeats):
             noise = normal(keys, "start", repeat, source)
             y = sde.perturb(y, len(sde) - 1, noise)

@@ -73,7 +73,7 @@ class ILVR:
             ConfigError: `down_factor` is larger than the image's shorter side.
         """
         config, reverse, sde = self.config, self.reverse, self.reverse.sde
-        source = reverse.source(he)
+        source = reverse.source(he, keys)
         y = normal(keys, "start", 0, source)
         for index in reversed(range(len(sde))):
             reverse.report(y, index)

@@ -1,38 +1,50 @@
 """The palette of a marker: H&E's two dyes in the colours that nuclei and what lies beside them have in the marker's IHC.
 
 Removing colour leaves luma, which says "dark" of eosin and of hematoxylin alike, so cytoplasm is stained as nuclei are. The palette
-(an extension of the paper) keeps the dyes apart. What the reverse process begins from is, at each pixel, the mean of the marker's
-IHC given all that the H&E says there: nucleus or not, and how much of it.
+(an extension of the paper) keeps the dyes apart. What the reverse process begins from is, at each pixel, what the marker's IHC shows of
+such a place: nucleus or not, and how much of it.
 
-    D = h N + (1 - min(h, 1)) e (G + w A)        optical density
+    D = h N + (1 - min(h, 1)) e G        optical density
     h = (hematoxylin - h_0) / (h_1 - h_0),   e = eosin / e_1
+    N = p N+ + (1 - p) N-     for antigens of nuclei      p = Phi(v u + sqrt(1 + v^2) Phi^-1(share))
+    G = q G+ + (1 - q) G-     for all others              q = min(w share, 1)
 
-with N and G + A the densities of the mean colours of nuclei and of all else in the IHC set, A being DAB and G the rest of it, h_0 and h_1 the mean hematoxylin beside and
-in the nuclei of the H&E set, and e_1 its mean eosin beside nuclei. For antigens of cytoplasm and membranes w is how crowded nuclei are around, over its mean: these
-are antigens of epithelium more often than of stroma (on the real HER2 pairs here no other property of the H&E went with DAB as
-closely: docs/results.md). For antigens of nuclei w = 1. The two sets need not be pairs. Nothing says which nucleus is
-positive, so all begin alike, between blue and brown, and the score model decides. It decides for blue too often: a mixture of the
-colours lies nearer to the one that most nuclei have. So `matching.match_dab` has it decide on H&E twins of the IHC set, and
-multiplies the DAB in N, or A where the antigen is none of nuclei, by what brings the results' mean to that of the set.
+with N+ and N- the densities of the typical colours of positive and negative nuclei in the IHC set, G+ and G- those of stained and unstained
+tissue beside nuclei, h_0 and h_1 the mean hematoxylin beside and in the nuclei of the H&E set, and e_1 its mean eosin beside nuclei.
+
+Nothing in an H&E says which nucleus is positive, but the share of them is known. u is noise of unit variance, about as wide as a nucleus:
+with v = 0 each begins as the mean of both, and the larger the variety v, the more of them begin as one or the other; the mean of p is
+the share for every v. For antigens of cytoplasm and membranes w is how crowded nuclei are around, over its mean, if DAB follows that in the
+IHC set, else 1: these are antigens of epithelium more often than of stroma (on the real HER2 pairs here no other property of the H&E
+went with DAB as closely: docs/results.md).
+
+The two sets need not be pairs. How much DAB a result has hangs on the model as well, so `matching.match_dab` has it stain H&E twins of the
+IHC set, and multiplies the share by what brings the results' DAB to that of the set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
+from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from miudiff.cells import (
     CELL,
+    WEAK,
     Mask,
     blue_nuclei,
+    dab_above_glass,
     glass_light,
     nuclei_of_he,
+    split_cells,
     stained_nuclei,
     surroundings,
     tissue_mask,
@@ -41,9 +53,11 @@ from miudiff.config import Strict
 from miudiff.errors import DataError
 from miudiff.images import Pixels
 from miudiff.normalisation import Colour, HEStains, fit_he_stains, rounded
-from miudiff.stains import Floats, rgb_from_hdab, stain_matrix
+from miudiff.stains import Floats, stain_matrix
 
+FOLLOWS = 0.1  # r of DAB with how crowded nuclei are, from which it is taken to follow
 MOST = 1.4  # of h and e: denser is not more positive, but a fold, pigment, or a nucleus that is crowded
+GRAIN = 0.7  # nuclei across: the same of u
 REACH = 1.5  # nuclei across: the square that says, averaged over twice, how crowded they are
 FEWEST = 300  # pixels of a kind for an image to count
 
@@ -58,27 +72,31 @@ class Palette(Strict):
     eosin: float = Field(
         gt=0, description="Mean eosin beside nuclei of the H&E set, 1 being the set's strength."
     )
-    nuclei: Colour = Field(
-        description="Optical density of the mean colour of nuclei in the IHC set, without its DAB."
+    nuclei: Colour = Field(description="Optical density of nuclei without the antigen in the IHC set, N-.")
+    ground: Colour = Field(description="The same of tissue beside nuclei, G-.")
+    positive: Colour = Field(description="The same of nuclei with the antigen, N+, or of tissue beside, G+.")
+    nuclear: bool = Field(description="Whether the antigen is one of nuclei.")
+    share: float = Field(
+        ge=0, le=1, description="How much of the area of nuclei, or of tissue beside them, has it."
     )
-    ground: Colour = Field(description="The same of tissue beside nuclei.")
-    dab: tuple[float, float] = Field(
-        description="Densities of DAB in the mean colours of nuclei and beside them."
-    )
-    gain: float = Field(
-        1.0,
-        gt=0,
-        description="How many times DAB counts: that in nuclei, or beside them where DAB follows crowding.",
-    )
+    gain: float = Field(1.0, gt=0, description="How many times the share counts.")
     crowding: float | None = Field(
         None, gt=0, description="Mean of h around the tissue beside nuclei; None: DAB does not follow it."
     )
     reach: int = Field(
         1, ge=1, description="Pixels, odd: side of the square that h is averaged over for it, twice."
     )
+    grain: int = Field(
+        1, ge=1, description="Pixels, odd: side of the square that noise is averaged over for u, twice."
+    )
 
-    def __call__(self, he: Tensor) -> Tensor:
-        """H&E [B, 3, H, W] in [-1, 1] with the dyes of the set, in the marker's colours; the same shape."""
+    def __call__(self, he: Tensor, noise: Tensor | None = None, variety: float = 0.0) -> Tensor:
+        """H&E [B, 3, H, W] in [-1, 1] with the dyes of the set, in the marker's colours; the same shape.
+
+        Args:
+            noise: Standard normal [B, 1, H, W], where `variety` is not 0.
+            variety: v, at least 0.
+        """
         unmix = np.linalg.pinv(stain_matrix(self.dyes.hematoxylin, self.dyes.eosin)[:2]) / self.dyes.strength
         light = he.new_tensor(self.dyes.light).view(1, 3, 1, 1)
         density = -torch.log10((127.5 * (he + 1)).clamp(min=1.0) / light).clamp(max=0)
@@ -86,26 +104,42 @@ class Palette(Strict):
         beside, inside = self.hematoxylin
         h = ((amounts[:, :1] - beside) / (inside - beside)).clamp(0, MOST)
         e = (amounts[:, 1:] / self.eosin).clamp(0, MOST)
-        in_nuclei, beside_them = self.dab
-        if self.crowding:
-            beside_them *= self.gain
-        else:
-            in_nuclei *= self.gain
-        nuclei, rest, dab = (
-            he.new_tensor(c).view(1, 3, 1, 1)
-            for c in (
-                self.nuclei + in_nuclei * rgb_from_hdab[1],
-                self.ground,
-                beside_them * rgb_from_hdab[1],
-            )
+        nuclei, ground, positive = (
+            he.new_tensor(c).view(1, 3, 1, 1) for c in (self.nuclei, self.ground, self.positive)
         )
-        ground = rest + dab
-        if self.crowding:
-            around = h.clamp(max=1)
-            for _ in range(2):  # a box has edges, which would be seen as structure; twice, it has none
-                around = avg_pool2d(around, self.reach, 1, self.reach // 2, count_include_pad=False)
-            ground = rest + (around / self.crowding).clamp(max=2) * dab
+        if self.nuclear:
+            nuclei = nuclei + self._positive(h, noise, variety) * (positive - nuclei)
+        else:
+            ground = ground + (self._crowded(h) * self.gain * self.share).clamp(max=1) * (positive - ground)
         return 2 * 10 ** -(h * nuclei + (1 - h.clamp(max=1)) * e * ground) - 1
+
+    def _positive(self, h: Tensor, noise: Tensor | None, variety: float) -> Tensor:
+        """p, like h [B, 1, H, W]."""
+        share = min(self.gain * self.share, 1.0)
+        if noise is None or not variety:
+            return torch.full_like(h, share)
+        share = min(max(share, 1e-3), 1 - 1e-3)  # of which there is a finite quantile
+        return torch.special.ndtr(
+            variety * _smooth_noise(noise, self.grain) + (1 + variety**2) ** 0.5 * NormalDist().inv_cdf(share)
+        )
+
+    def _crowded(self, h: Tensor) -> Tensor:
+        """w, like h [B, 1, H, W]."""
+        if self.crowding is None:
+            return torch.ones_like(h)
+        around = h.clamp(max=1)
+        for _ in range(2):  # a box has edges, which would be seen as structure; twice, it has none
+            around = avg_pool2d(around, self.reach, 1, self.reach // 2, count_include_pad=False)
+        return (around / self.crowding).clamp(max=2)
+
+
+def _smooth_noise(noise: Tensor, side: int) -> Tensor:
+    """Standard normal noise [B, 1, H, W], averaged twice over a square and of unit variance again, but near the border, where less is averaged."""
+    for _ in range(2):
+        noise = avg_pool2d(noise, side, 1, side // 2, count_include_pad=False)
+    # A box twice is a triangle, in each direction; its weights' squares sum to this.
+    triangle = side - np.abs(np.arange(1 - side, side))
+    return noise * side**4 / np.square(triangle).sum()
 
 
 def measure_palette(
@@ -137,39 +171,71 @@ def measure_palette(
         )
         for own, nuclei, tissue in kinds
     ]
-    find = stained_nuclei if nuclear else blue_nuclei
-    colours = [(image / glass_light(image), find(image, diameter), tissue_mask(image)) for image in ihc]
-    of_nuclei, of_ground = mean_densities(colours, "IHC")
-    dab = tuple(round(dab_of(density), 4) for density in (of_nuclei, of_ground))
+    stained = [_Stained.of(image, nuclear, diameter, reach) for image in ihc]
+    plain = [one.plain for one in stained if one.plain is not None]
+    colours = {kind: [one.kinds[kind] for one in stained if kind in one.kinds] for kind in (False, True)}
+    if not plain or not any(colours.values()):
+        raise DataError(
+            f"no IHC image has {FEWEST} pixels of nuclei and as many of tissue beside them; expected stained tissue"
+        )
+    follows = -1.0 if nuclear else _mean_known([one.follows for one in stained])
+    # A set of one kind alone has it for the other as well.
+    without, with_it = (_typical(colours[kind] or colours[not kind]) for kind in (False, True))
     return Palette(
         dyes=fit_he_stains(he),
         hematoxylin=(round(float(beside[0]), 4), round(float(inside[0]), 4)),
         eosin=round(max(float(beside[1]), 1e-3), 4),
-        nuclei=rounded(of_nuclei - dab[0] * rgb_from_hdab[1]),
-        ground=rounded(of_ground - dab[1] * rgb_from_hdab[1]),
-        dab=dab,
-        crowding=None if nuclear else round(max(float(_means(crowds, "H&E")[1]), 1e-3), 4),
+        nuclei=without if nuclear else _typical(plain),
+        ground=_typical(plain) if nuclear else without,
+        positive=with_it,
+        nuclear=nuclear,
+        share=round(float(np.mean([one.share for one in stained if one.kinds])), 4),
+        crowding=round(max(float(_means(crowds, "H&E")[1]), 1e-3), 4) if follows > FOLLOWS else None,
         reach=reach,
+        grain=round(GRAIN * diameter) // 2 * 2 + 1,
     )
 
 
-def mean_densities(images: Sequence[tuple[Floats, Mask, Mask]], stain: str) -> tuple[Floats, Floats]:
-    """Optical densities [3] of the mean colours of nuclei and of tissue beside them.
+class _Stained(NamedTuple):
+    """What an IHC image holds of where the antigen may be, by whether it is there, and of all else: mean transmissions [3]."""
 
-    Args:
-        images: (transmission [H, W, 3] in [0, 1], nuclei [H, W], tissue [H, W]) each.
-        stain: What to call the images in a message.
+    kinds: dict[bool, Floats]
+    share: float
+    plain: Floats | None
+    follows: float  # r of DAB beside nuclei with how crowded nuclei are; NaN without both
 
-    Raises:
-        DataError: None has enough pixels of both.
-    """
-    inside, beside = (-np.log10(colour.clip(1 / 255, 1)) for colour in _means(images, stain))
-    return inside, beside
+    @classmethod
+    def of(cls, image: Pixels, nuclear: bool, diameter: float, reach: int) -> _Stained:
+        """Of uint8 [H, W, 3]; what has less than FEWEST pixels is left out."""
+        colour, dab, tissue = image / glass_light(image), dab_above_glass(image), tissue_mask(image)
+        nuclei = (stained_nuclei if nuclear else blue_nuclei)(image, diameter)
+        if nuclear:  # a nucleus is positive or not as a whole, and what is brown beside it is its rim
+            labels = split_cells(nuclei, diameter)
+            of_nuclei = np.asarray(ndimage.mean(dab, labels, np.arange(labels.max() + 1)))[labels]
+            places = {kind: tissue & nuclei & ((of_nuclei > WEAK) == kind) for kind in (False, True)}
+            beside = tissue & ~nuclei & (dab <= WEAK)
+        else:
+            places = {kind: tissue & ~nuclei & ((dab > WEAK) == kind) for kind in (False, True)}
+            beside = tissue & nuclei
+        kinds = {kind: colour[at].mean(axis=0) for kind, at in places.items() if at.sum() >= FEWEST}
+        share = places[True].sum() / max(sum(at.sum() for at in places.values()), 1)
+        plain = colour[beside].mean(axis=0) if beside.sum() >= FEWEST else None
+        around, free = surroundings(nuclei.astype(np.float64), tissue, reach), tissue & ~nuclei
+        known = min(np.ptp(around[free]), np.ptp(dab[free])) > 0 if free.sum() >= FEWEST else False
+        return cls(
+            kinds, float(share), plain, float(np.corrcoef(around[free], dab[free])[0, 1]) if known else np.nan
+        )
 
 
-def dab_of(density: Floats) -> float:
-    """The DAB, at least 0, in an optical density [3]."""
-    return max(float((density @ np.linalg.inv(rgb_from_hdab))[1]), 0.0)
+def _mean_known(values: Sequence[float]) -> float:
+    """The mean of what is no NaN; -1 of nothing."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else -1.0
+
+
+def _typical(colours: Sequence[Floats]) -> Colour:
+    """The density of the median over images of transmissions [3]: one odd section does not colour them all."""
+    return rounded(-np.log10(np.median(colours, axis=0).clip(1 / 255, 1)))
 
 
 def _means(images: Sequence[tuple[Floats, Mask, Mask]], stain: str) -> tuple[Floats, Floats]:

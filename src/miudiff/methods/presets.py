@@ -16,7 +16,7 @@ PAPER = MIUDiffConfig()
 # something at every level; a shift of a stated share of the noise, because c = 1 moves nothing. The walk begins at 200, because the
 # colours are right from the start and structure is lost with every level more.
 _FOUND: dict[str, Any] = {
-    "reverse": {"palette": True, "start": 200},
+    "reverse": {"palette": True, "variety": 0.7, "start": 200},
     "guidance": {"normalise": "unit_rms", "source_noise": "clean", "scale": 0.1},
     "energy": {"guidance": "shared"},
 }

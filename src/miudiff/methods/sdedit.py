@@ -64,6 +64,12 @@ class ReverseConfig(Strict):
         False,
         description="Give the source the marker's colours by the model's palette (an extension; `methods.palette`).",
     )
+    variety: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="How much the palette tells positive nuclei from negative ones, by noise.",
+    )
 
     def chain(self, full: VPSDE) -> VPSDE:
         """The chain that is walked backwards: indices 0 to S - 1 of `full`, or `steps` of them."""
@@ -109,7 +115,7 @@ class Reverse:
 
     def begin(self, he: Tensor, keys: Sequence[NoiseSource]) -> tuple[Tensor, Tensor]:
         """The source as it conditions the process (without colour, by default), and y at the first index."""
-        source = self.source(he)
+        source = self.source(he, keys)
         return source, self.sde.perturb(source, len(self.sde) - 1, normal(keys, "start", 0, source))
 
     def report(self, y: Tensor, index: int, ratio: Tensor | None = None, loss: float | None = None) -> None:
@@ -117,10 +123,11 @@ class Reverse:
         if self.watch:
             self.watch(StepReport(int(self.sde.network_time(index)), y, ratio, loss))
 
-    def source(self, he: Tensor) -> Tensor:
+    def source(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """The source as it conditions the process."""
         if self.palette:
-            return self.palette(he)
+            noise = normal(keys, "palette", 0, he[:, :1]) if self.config.variety else None
+            return self.palette(he, noise, self.config.variety)
         return to_gray(he) if self.config.gray else he
 
     @torch.no_grad()
@@ -195,7 +202,7 @@ class SDEdit:
     def translate(self, he: Tensor, keys: Sequence[NoiseSource]) -> Tensor:
         """Virtual IHC of `he`, both [B, 3, H, W] in [-1, 1]."""
         reverse, sde = self.reverse, self.reverse.sde
-        y = reverse.source(he)
+        y = reverse.source(he, keys)
         for repeat in range(self.config.repeats):
             y = sde.perturb(y, len(sde) - 1, normal(keys, "start", repeat, y))
             clean: Tensor | None = None
