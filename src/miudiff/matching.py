@@ -1,4 +1,4 @@
-"""Palettes, measured on H&E and IHC images that need be no pairs, and matched: DAB counts as much as the model needs it to."""
+"""Palettes, measured on H&E and IHC images that need be no pairs, and matched: results are as positive as the IHC set is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miudiff.cells import NUCLEUS, Mask, dab_above_glass, nuclei_of_he, tissue_mask
+from miudiff.cells import NUCLEUS, WEAK, Mask, dab_above_glass, nuclei_of_he, tissue_mask
 from miudiff.data.tiles import TileImage
 from miudiff.data.twin import SKIMAGE_MPP, render_twin
 from miudiff.device import Placement
@@ -23,7 +23,7 @@ from miudiff.normalisation import HEStains, fit_he_stains
 
 FIELDS = 8  # that a palette is matched on
 SIDE = 256  # pixels of each, a multiple of what networks take
-GAINS = (0.5, 3.0)  # what needs more is no matter of how much DAB counts
+GAINS = (0.5, 3.0)  # what needs more is no matter of shares
 ROUNDS = 3  # the second correction is some per cent, the third less than one
 
 
@@ -63,11 +63,11 @@ def match_dab(
     placement: Placement,
     ihc: Sequence[Pixels],
 ) -> Palette:
-    """The palette with the gain at which H&E twins of its IHC set come out with the set's own DAB.
+    """The palette with the gain at which H&E twins of its IHC set come out as positive as the set is.
 
-    A source of mean colours comes out with less DAB than the set has, because the mean lies nearer to the colour that is more frequent.
-    So the share of what is positive is multiplied by what was missing of the DAB of nuclei, or of tissue beside them, in a few rounds.
-    Twins hold the set's own tissue, so what differs is the model's doing.
+    A source of mean colours comes out otherwise, because the mean lies nearer to the colour that is more frequent. So the share is
+    multiplied by what was missing of the positive area, in a few rounds. Twins hold the set's own tissue, so what differs is the
+    model's doing.
 
     Args:
         config: How to translate; refinement is left out.
@@ -83,7 +83,7 @@ def match_dab(
     amounts = measure_palette([twin.he for twin in known], ihc, palette.nuclear, NUCLEUS / mpp)
     own = {key: getattr(amounts, key) for key in ("hematoxylin", "eosin", "crowding")}
     plain = config.model_copy(update={"refinement": config.refinement.model_copy(update={"loss": "none"})})
-    wanted, gain = np.mean([twin.dab(twin.ihc) for twin in known]), 1.0
+    wanted, gain = np.mean([twin.positive(twin.ihc) for twin in known]), 1.0
     for _ in range(ROUNDS):
         found = []
         for number, twin in enumerate(known):
@@ -91,8 +91,8 @@ def match_dab(
             method = MIUDiff(network, model.estimator, plain, placement, tried)
             he = to_tensor(twin.he).to(placement.device)
             result = method.translate(he, [NoiseKey(0, f"matched{number}")])
-            found.append(twin.dab(to_uint8(result.detach())[0]))
-        gain = float(np.clip(gain * wanted / max(float(np.mean(found)), 0.005), *GAINS).round(3))
+            found.append(twin.positive(to_uint8(result.detach())[0]))
+        gain = float(np.clip(gain * wanted / max(float(np.mean(found)), 0.01), *GAINS).round(3))
     return palette.model_copy(update={"gain": gain})
 
 
@@ -115,9 +115,9 @@ class _Twin:
             return cls(ihc, he, fit_he_stains([he]), where) if where.any() else None
         return None
 
-    def dab(self, image: Pixels) -> float:
-        """Mean density of DAB of an image in the place of the IHC, uint8 [H, W, 3], where the antigen may be."""
-        return float(dab_above_glass(image)[self.where].mean())
+    def positive(self, image: Pixels) -> float:
+        """The share of where the antigen may be that is positive in an image in the place of the IHC, uint8 [H, W, 3]."""
+        return float((dab_above_glass(image)[self.where] > WEAK).mean())
 
 
 def _middles(images: Sequence[Pixels], multiple: int) -> Iterator[Pixels]:

@@ -37,7 +37,10 @@ TINGE, NEAR_EOSIN = (
     0.04,
     0.9,
 )  # density of a brightest colour, and its cosine to eosin, from which it is no glass
-STRONGEST = 99.0  # percentile of a dye's amount that is its strength
+STRENGTH = (
+    99.0,
+    75.0,
+)  # percentiles of the amounts that are the strengths: of nuclei, and of what is no blood
 Colour = tuple[float, float, float]
 
 
@@ -48,7 +51,7 @@ class HEStains(Strict):
     hematoxylin: Colour = Field(description="Unit vector of optical density.")
     eosin: Colour = Field(description="Unit vector of optical density.")
     strength: tuple[float, float] = Field(
-        description="The 99th percentile of the amounts of hematoxylin and eosin in tissue, in optical density."
+        description="Percentiles 99 and 75 of the amounts of hematoxylin and eosin in tissue, in optical density."
     )
 
     def amounts(self, image: Pixels) -> Floats:
@@ -131,7 +134,8 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     for _ in range(ROUNDS):
         hematoxylin, eosin = _dyes(of_tissue)
         unmix = np.linalg.pinv(np.stack([hematoxylin, eosin]))
-        strength = np.percentile(np.clip(tissue @ unmix, 0, None), STRONGEST, axis=0).clip(0.05, None)
+        amounts = np.clip(tissue @ unmix, 0, None).T
+        strength = np.array([np.percentile(*one) for one in zip(amounts, STRENGTH, strict=True)]).clip(0.03)
         tissue, of_tissue = (
             density[(np.clip(density @ unmix, 0, None) / strength).sum(axis=1) > SHARE]
             for density in (dyed, of_dyes)

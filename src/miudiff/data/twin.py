@@ -59,7 +59,7 @@ LEAK_SCALES = (0.0, 2.0, 8.0, 32.0)  # um over which DAB is averaged to be taken
 
 # How a twin looks, in optical density and um. Densities are those of the H&E fields of docs/data.md, by eye.
 _LIGHT = np.array([246.0, 243.0, 245.0])
-_NUCLEUS, _NUCLEUS_SPREAD = 0.6, 0.22  # median density of a nucleus; log standard deviation over nuclei
+_NUCLEUS, _NUCLEUS_SPREAD = 0.6, 0.3  # median density of a nucleus; log standard deviation over nuclei
 _EOSIN = (
     0.12,
     0.44,
@@ -107,7 +107,7 @@ def _chromatin(nuclei: Labels, dab: Floats, mpp: float, seed: int) -> Floats:
         of_nucleus[label] = drawn[
             round(middle[0]), round(middle[1])
         ]  # by place, so the order of labels is of no account
-    grain = 0.09 * _unit(_blurred(fine, 0.4, mpp)) + 0.09 * _unit(_blurred(coarse, 1.0, mpp))
+    grain = 0.16 * _unit(_blurred(fine, 0.4, mpp)) + 0.16 * _unit(_blurred(coarse, 1.0, mpp))
     rim = 0.12 * np.exp(-ndimage.distance_transform_edt(inside) * mpp / 0.5)
     density = _NUCLEUS * np.exp(_NUCLEUS_SPREAD * of_nucleus[nuclei]) * (1 + grain + rim)
     return np.asarray(np.clip(unrelated(density, dab, inside, mpp), 0.15, 1.6) * inside)
@@ -127,7 +127,7 @@ def _eosin(hematoxylin: Floats, density: Floats, dab: Floats, where: Mask, mpp: 
     texture = unrelated(np.asarray(texture), dab, where, mpp)[where]
     ranks = np.empty(len(texture))
     ranks[np.argsort(texture, kind="stable")] = (np.arange(len(texture)) + 0.5) / len(texture)
-    eosin[where] = _EOSIN[0] + (_EOSIN[1] - _EOSIN[0]) * ranks
+    eosin[where] = _EOSIN[0] + (_EOSIN[1] - _EOSIN[0]) * ranks**2  # most tissue is pale
     return eosin
 
 

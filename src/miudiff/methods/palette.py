@@ -14,12 +14,12 @@ tissue beside nuclei, h_0 and h_1 the mean hematoxylin beside and in the nuclei 
 
 Nothing in an H&E says which nucleus is positive, but the share of them is known. u is noise of unit variance, about as wide as a nucleus:
 with v = 0 each begins as the mean of both, and the larger the variety v, the more of them begin as one or the other; the mean of p is
-the share for every v. For antigens of cytoplasm and membranes w is how crowded nuclei are around, over its mean, if DAB follows that in the
-IHC set, else 1: these are antigens of epithelium more often than of stroma (on the real HER2 pairs here no other property of the H&E
-went with DAB as closely: docs/results.md).
+the share for every v. Antigens of cytoplasm and membranes are antigens of epithelium more often than of stroma: w = (1 + c) / 2 with c how
+crowded nuclei are around, over its mean. (On the real HER2 pairs here no other property of the H&E went with DAB as closely, and DAB
+rose by about half as much as c, both in their means: docs/results.md.)
 
 The two sets need not be pairs. How much DAB a result has hangs on the model as well, so `matching.match_dab` has it stain H&E twins of the
-IHC set, and multiplies the share by what brings the results' DAB to that of the set.
+IHC set, and multiplies the share by what brings as much of the results positive as of the set.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from miudiff.images import Pixels
 from miudiff.normalisation import Colour, HEStains, fit_he_stains, rounded
 from miudiff.stains import Floats, stain_matrix
 
-FOLLOWS = 0.1  # r of DAB with how crowded nuclei are, from which it is taken to follow
+MOST_CROWDED = 3.0  # of c
 MOST = 1.4  # of h and e: denser is not more positive, but a fold, pigment, or a nucleus that is crowded
 GRAIN = 0.7  # nuclei across: the same of u
 REACH = 1.5  # nuclei across: the square that says, averaged over twice, how crowded they are
@@ -130,7 +130,7 @@ class Palette(Strict):
         around = h.clamp(max=1)
         for _ in range(2):  # a box has edges, which would be seen as structure; twice, it has none
             around = avg_pool2d(around, self.reach, 1, self.reach // 2, count_include_pad=False)
-        return (around / self.crowding).clamp(max=2)
+        return (1 + (around / self.crowding).clamp(max=MOST_CROWDED)) / 2
 
 
 def _smooth_noise(noise: Tensor, side: int) -> Tensor:
@@ -171,14 +171,13 @@ def measure_palette(
         )
         for own, nuclei, tissue in kinds
     ]
-    stained = [_Stained.of(image, nuclear, diameter, reach) for image in ihc]
+    stained = [_Stained.of(image, nuclear, diameter) for image in ihc]
     plain = [one.plain for one in stained if one.plain is not None]
     colours = {kind: [one.kinds[kind] for one in stained if kind in one.kinds] for kind in (False, True)}
     if not plain or not any(colours.values()):
         raise DataError(
             f"no IHC image has {FEWEST} pixels of nuclei and as many of tissue beside them; expected stained tissue"
         )
-    follows = -1.0 if nuclear else _mean_known([one.follows for one in stained])
     # A set of one kind alone has it for the other as well.
     without, with_it = (_typical(colours[kind] or colours[not kind]) for kind in (False, True))
     return Palette(
@@ -190,7 +189,7 @@ def measure_palette(
         positive=with_it,
         nuclear=nuclear,
         share=round(float(np.mean([one.share for one in stained if one.kinds])), 4),
-        crowding=round(max(float(_means(crowds, "H&E")[1]), 1e-3), 4) if follows > FOLLOWS else None,
+        crowding=None if nuclear else round(max(float(_means(crowds, "H&E")[1]), 1e-3), 4),
         reach=reach,
         grain=round(GRAIN * diameter) // 2 * 2 + 1,
     )
@@ -202,10 +201,9 @@ class _Stained(NamedTuple):
     kinds: dict[bool, Floats]
     share: float
     plain: Floats | None
-    follows: float  # r of DAB beside nuclei with how crowded nuclei are; NaN without both
 
     @classmethod
-    def of(cls, image: Pixels, nuclear: bool, diameter: float, reach: int) -> _Stained:
+    def of(cls, image: Pixels, nuclear: bool, diameter: float) -> _Stained:
         """Of uint8 [H, W, 3]; what has less than FEWEST pixels is left out."""
         colour, dab, tissue = image / glass_light(image), dab_above_glass(image), tissue_mask(image)
         nuclei = (stained_nuclei if nuclear else blue_nuclei)(image, diameter)
@@ -220,17 +218,7 @@ class _Stained(NamedTuple):
         kinds = {kind: colour[at].mean(axis=0) for kind, at in places.items() if at.sum() >= FEWEST}
         share = places[True].sum() / max(sum(at.sum() for at in places.values()), 1)
         plain = colour[beside].mean(axis=0) if beside.sum() >= FEWEST else None
-        around, free = surroundings(nuclei.astype(np.float64), tissue, reach), tissue & ~nuclei
-        known = min(np.ptp(around[free]), np.ptp(dab[free])) > 0 if free.sum() >= FEWEST else False
-        return cls(
-            kinds, float(share), plain, float(np.corrcoef(around[free], dab[free])[0, 1]) if known else np.nan
-        )
-
-
-def _mean_known(values: Sequence[float]) -> float:
-    """The mean of what is no NaN; -1 of nothing."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else -1.0
+        return cls(kinds, float(share), plain)
 
 
 def _typical(colours: Sequence[Floats]) -> Colour:
