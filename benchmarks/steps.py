@@ -1,7 +1,7 @@
 """What fewer steps, another solver or another start cost: measures of the twin set's held-out region, or of your own pairs.
 
     python benchmarks/steps.py --steps 60 20 10 6 --solver ancestral dpmpp_2m_sde --spacing index log_snr --start 300
-    python benchmarks/steps.py --pairs ROOT --mpp 0.25 --marker Ki67       # ROOT/HE and ROOT/IHC, images of one name
+    python benchmarks/steps.py --pairs ROOT --mpp 0.5 --marker Ki67       # ROOT/HE and ROOT/IHC, or a set of benchmarks/twin_sets.py
 
 Each row: seconds an image, DAB in per cent off the real one, and measures of `miudiff evaluate`, of tissue where docs/metrics.md says
 so. A picture that only blurs gains PSNR and DAB correlation, and loses in sharpness. After each mean over the pairs stands its standard
@@ -58,14 +58,15 @@ def row(
             stained = 100 * (found["iod_generated"] / found["iod_real"] - 1)
             rows.append([seconds, stained, *(found.get(key, np.nan) for key in MEASURES.values())])
         by_seed.append(np.nanmean(rows, axis=0))
-    return np.mean(by_seed, axis=0), np.std(by_seed, axis=0, ddof=1)
+    return np.mean(by_seed, axis=0), np.std(by_seed, axis=0, ddof=min(1, seeds - 1))
 
 
 def pairs_of(root: Path, side: int) -> list[tuple[Pixels, Pixels]]:
-    """The middle squares of H&E and IHC images of one name."""
+    """The middle squares of H&E and IHC images of one name, in HE and IHC or, as in CUT's layout, in testA and testB."""
+    sources, targets = ("testA", "testB") if (root / "testA").is_dir() else ("HE", "IHC")
     found = []
-    for path in list_images(root / "HE"):
-        he, ihc = read_image(path), read_image(root / "IHC" / path.name)
+    for path in list_images(root / sources):
+        he, ihc = read_image(path), read_image(root / targets / path.name)
         top, left = (max(0, (length - side) // 2) for length in he.shape[:2])
         square = np.s_[top : top + side, left : left + side]
         found.append((he[square], resize(ihc, *he.shape[:2])[square]))
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=Path, help="ROOT with HE and IHC; by default the twin set")
     parser.add_argument(
-        "--mpp", type=float, default=1.0, help="of the pairs, or that the twin set is taken at"
+        "--mpp", type=float, default=0.5, help="of the pairs, or that the twin set is taken at"
     )
     parser.add_argument("--side", type=int, default=1024, help="of the square taken of each pair, in pixels")
     parser.add_argument("--model", default=SHIPPED)
