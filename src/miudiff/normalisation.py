@@ -127,9 +127,9 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     light = _glass(np.percentile(sharp, 99, axis=0).clip(1, None))
     dyed, of_dyes = (_coloured(optical_density(pixels, light)) for pixels in (sharp, smooth))
     tissue, of_tissue = (density[density.mean(axis=1) > STAINED] for density in (dyed, of_dyes))
-    if min(len(tissue), len(of_tissue)) < FEWEST:
+    if (fewest := min(len(tissue), len(of_tissue))) < FEWEST:
         raise DataError(
-            f"{len(tissue)} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; take a field with more tissue, or switch normalisation off"
+            f"{fewest} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; take a field with more tissue, or switch normalisation off"
         )
     for _ in range(ROUNDS):
         hematoxylin, eosin = _dyes(of_tissue)

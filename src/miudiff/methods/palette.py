@@ -15,8 +15,7 @@ tissue beside nuclei, h_0 and h_1 the mean hematoxylin beside and in the nuclei 
 Nothing in an H&E says which nucleus is positive, but the share of them is known. u is noise of unit variance, about as wide as a nucleus:
 with v = 0 each begins as the mean of both, and the larger the variety v, the more of them begin as one or the other; the mean of p is
 the share for every v. Antigens of cytoplasm and membranes are antigens of epithelium more often than of stroma: w = (1 + c) / 2 with c how
-crowded nuclei are around, over its mean. (On the real HER2 pairs here no other property of the H&E went with DAB as closely, and DAB
-rose by about half as much as c, both in their means: docs/results.md.)
+crowded nuclei are around, over its mean (docs/method.md says what real HER2 pairs tell of it).
 
 The two sets need not be pairs. How much DAB a result has hangs on the model as well, so `matching.match_dab` has it stain H&E twins of the
 IHC set, and multiplies the share by what brings as much of the results positive as of the set.
