@@ -79,7 +79,7 @@ def test_a_walk_of_few_steps_takes_the_time_of_its_steps(clock, steps):
 
 
 def test_refined_steps_are_counted_at_their_own_price(clock, monkeypatch):
-    refining = slowed(stainer("refinement.loss=pixels", "refinement.start=150"), clock)
+    refining = slowed(stainer("refinement.loss=pixels", "refinement.start=75"), clock)
     refined = refining.method.refined_steps
     assert 0 < refined < 6
     monkeypatch.setattr(Refinement, "step", clock.paid(Refinement.step, 2.0))

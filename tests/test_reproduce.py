@@ -144,8 +144,8 @@ def test_two_markers_are_two_cases(tmp_path):
 def test_the_twin_sets_tiles_cover_its_held_out_half(tmp_path):
     case = prepare(parse_sources(["twin"])[0], tmp_path, Settings(256), lambda line: None)
     for stain, image in zip(("HE", "IHC"), twin_region("test"), strict=True):
-        assert np.array_equal(np.vstack(case.read(stain)), at_scale(image, 1.0))
-    assert (case.mpp, case.marker, case.paired) == (1.0, "FHL2", True)
+        assert np.array_equal(np.vstack(case.read(stain)), at_scale(image, 0.5))
+    assert (case.mpp, case.marker, case.paired) == (0.5, "FHL2", True)
 
 
 # Rows and what the paper says

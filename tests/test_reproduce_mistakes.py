@@ -78,7 +78,7 @@ def test_a_scale_and_a_model_belong_to_the_source_of_their_name(tmp_path):
     a, b, twin = parse_sources(data, ["b=0.46"], ["b=mine", "twin=other"])
     assert (a.mpp, a.model) == (None, None)
     assert (b.mpp, b.model) == (0.46, "mine")
-    assert (twin.mpp, twin.model) == (1.0, "other")
+    assert (twin.mpp, twin.model) == (0.5, "other")
     assert parse_sources(["twin"])[0].model == SHIPPED
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import miudiff.reproduce.prepare as preparing
 from miudiff.checkpoints import find_states
+from miudiff.data.twin import twin_region
 from miudiff.diffusion.score import ScoreModel, build_unet
 from miudiff.errors import ConfigError, NonFiniteError
 from miudiff.images import list_images, read_image
@@ -80,8 +82,10 @@ def test_a_classifier_learns_from_images_smaller_than_the_budgets_tile(tmp_path)
 # Given models
 
 
-def test_the_twin_set_takes_a_model_that_is_given_and_says_so(tmp_path, budget):
-    save_model(tmp_path / "model", tiny_model(markers=("FHL2",), mpp=0.5))
+def test_the_twin_set_takes_a_model_that_is_given_and_says_so(tmp_path, budget, monkeypatch):
+    monkeypatch.setattr(preparing, "twin_region", lambda region: [i[:128, :128] for i in twin_region(region)])
+    monkeypatch.setattr(preparing, "TWIN_TILE", 64)
+    save_model(tmp_path / "model", tiny_model(markers=("FHL2",), mpp=1.0))
     asked = Options(
         "table1",
         ("twin",),
@@ -96,8 +100,8 @@ def test_the_twin_set_takes_a_model_that_is_given_and_says_so(tmp_path, budget):
     assert not (tmp_path / "out" / "twin" / "runs").exists()
     text = path.read_text()
     assert f"use the model {tmp_path / 'model'} as it is" in text
-    assert "trained at 0.5 um/px, these images have 1" in text
-    assert "2 test images" in text
+    assert "trained at 1 um/px, these images have 0.5" in text
+    assert "4 test images" in text
 
 
 def test_a_given_model_without_a_curve_gets_that_of_the_training_images(tmp_path, budget):

@@ -30,6 +30,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "w/o PCL",
         "w/o MI, w/o PCL",
         "w/o palette",
+        "w/o variety",
     ),
     "table2": ("w/ PCL", "t0'=80", "t0'=10", "S=500", "S=300", "S=100"),
     "figure3": (),
