@@ -9,7 +9,7 @@ from miudiff.data.twin import render_twin
 from miudiff.errors import ConfigError, DataError
 from miudiff.evaluation.stain import dab_density
 from miudiff.images import to_tensor, to_uint8, write_image
-from miudiff.matching import GAINS, match_dab, matched_palettes
+from miudiff.matching import GAINS, match_share, matched_palettes
 from miudiff.methods.palette import measure_palette
 from miudiff.methods.presets import preset
 from miudiff.stains import rgb_from_hdab, rgb_from_he
@@ -39,7 +39,7 @@ def test_results_of_a_matched_palette_are_as_positive_as_its_set(nuclear, nucleu
     he, ihc = sets(nucleus, tissue)
     palette = measure_palette([he], ihc, nuclear)
     spoilt = palette.model_copy(update={"share": 0.5 * palette.share})
-    found = match_dab(tiny_model(mpp=0.5), None, spoilt, config(), CPU, ihc)
+    found = match_share(tiny_model(mpp=0.5), None, spoilt, config(), CPU, ihc)
     shares = []
     for real in ihc:
         twin = render_twin(real, "nuclear" if nuclear else "cytoplasmic", 0.5)
@@ -58,7 +58,7 @@ def test_results_of_a_matched_palette_are_as_positive_as_its_set(nuclear, nucleu
 def test_the_gain_stays_within_what_more_dab_can_mend():
     he, ihc = sets((0.2, 0.3), (0.04, 0.01))
     palette = measure_palette([he], ihc, nuclear=True).model_copy(update={"share": 0.01})
-    assert match_dab(tiny_model(mpp=0.5), None, palette, config(), CPU, ihc).gain > 0.9 * GAINS[1]
+    assert match_share(tiny_model(mpp=0.5), None, palette, config(), CPU, ihc).gain > 0.9 * GAINS[1]
 
 
 def test_each_marker_that_has_images_gets_its_own(tmp_path):
@@ -77,4 +77,6 @@ def test_a_set_without_tissue_is_told():
     he, ihc = sets((0.2, 0.3), (0.04, 0.01))
     palette = measure_palette([he], ihc, nuclear=True)
     with pytest.raises(DataError, match="expected stained tissue"):
-        match_dab(tiny_model(mpp=0.5), None, palette, config(), CPU, [np.full((128, 128, 3), 250, np.uint8)])
+        match_share(
+            tiny_model(mpp=0.5), None, palette, config(), CPU, [np.full((128, 128, 3), 250, np.uint8)]
+        )

@@ -30,7 +30,7 @@ ROUNDS = 5  # of halving: the gain is then known to 3 %
 def matched_palettes(
     model: Model, config: MIUDiffConfig, placement: Placement, he: Sequence[Pixels], ihc: Sequence[TileImage]
 ) -> dict[str, Palette]:
-    """The palette of each marker that has IHC images, measured on the two sets (`measure_palette`) and matched (`match_dab`).
+    """The palette of each marker that has IHC images, measured on the two sets (`measure_palette`) and matched (`match_share`).
 
     Args:
         config: How to translate; refinement is left out.
@@ -51,11 +51,11 @@ def matched_palettes(
         images = [at_mpp(read_image(one.path), one.mpp, mpp) for one in ihc if one.marker == number]
         if images:
             palette = measure_palette(he, images, is_nuclear(marker), NUCLEUS / mpp)
-            made[marker] = match_dab(model, marker, palette, config, placement, images)
+            made[marker] = match_share(model, marker, palette, config, placement, images)
     return made
 
 
-def match_dab(
+def match_share(
     model: Model,
     marker: str,
     palette: Palette,

@@ -33,14 +33,10 @@ COLOURED = (
 BLUR = 5  # pixels over which colours are averaged, fewer than a nucleus has: noise and JPEG's colours widen the angle
 EXTREMES = (0.5, 99.5)  # percentiles of the angle that are the dyes
 NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
-TINGE, NEAR_EOSIN = (
-    0.04,
-    0.9,
-)  # density of a brightest colour, and its cosine to eosin, from which it is no glass
-STRENGTH = (
-    99.0,
-    75.0,
-)  # percentiles of the amounts that are the strengths: of nuclei, and of what is no blood
+# Density of the brightest colour, and its cosine to eosin, from which it is no glass.
+TINGE, NEAR_EOSIN = 0.04, 0.9
+# Percentiles of the amounts that are the strengths: nuclei are few and dense, and what is densest of eosin is blood.
+STRENGTH = (99.0, 75.0)
 Colour = tuple[float, float, float]
 
 

@@ -17,8 +17,8 @@ with v = 0 each begins as the mean of both, and the larger the variety v, the mo
 the share for every v. Antigens of cytoplasm and membranes are antigens of epithelium more often than of stroma: w = (1 + c) / 2 with c how
 crowded nuclei are around, over its mean (docs/method.md says what real HER2 pairs tell of it).
 
-The two sets need not be pairs. How much DAB a result has hangs on the model as well, so `matching.match_dab` has it stain H&E twins of the
-IHC set, and multiplies the share by what brings as much of the results positive as of the set.
+The two sets need not be pairs. How positive results are hangs on the model as well, so `matching.match_share` has it stain H&E twins of the
+IHC set, and multiplies the share by the gain at which as much of the results is positive as of the set.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from miudiff.diffusion.learner import begin_with
 from miudiff.diffusion.score import build_unet
 from miudiff.errors import CheckpointError, ConfigError, DataError
 from miudiff.images import list_images, read_image
-from miudiff.matching import match_dab
+from miudiff.matching import match_share
 from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.model import Card, Model, from_runs, load_model, model_folder, save_model, write_palettes
 from miudiff.methods.palette import Palette, measure_palette
@@ -241,5 +241,5 @@ def _palette(case: Case, model: Model, marker: str, placement: Placement) -> Pal
     measured = measure_palette(he, ihc, is_nuclear(marker), NUCLEUS / case.mpp if case.mpp else CELL)
     guided = () if model.estimator else ("energy.guidance=none",)
     with suppress(DataError):  # too little tissue to match it on
-        return match_dab(model, marker, measured, preset("fast", guided), placement, ihc)
+        return match_share(model, marker, measured, preset("fast", guided), placement, ihc)
     return measured
