@@ -163,28 +163,29 @@ def skimage_ihc(region: Region) -> Pixels:
     Raises:
         DataError: `region` is neither.
     """
-    from skimage.data import immunohistochemistry
-
     if region not in ("train", "test"):
         raise DataError(f"twin:{region}: no such region, expected twin:train or twin:test")
-    image = np.asarray(immunohistochemistry())
+    image = _skimage()
     return image[:, :256] if region == "train" else image[:, 256:]
 
 
 def twin_region(region: Region) -> tuple[Pixels, Pixels]:
     """(H&E, IHC) of a half of the built-in set, uint8 [512, 256, 3] each."""
-    from skimage.data import immunohistochemistry
-
     ihc = skimage_ihc(region)
-    return render_twin(ihc, "cytoplasmic", light=background_light(np.asarray(immunohistochemistry()))), ihc
+    return render_twin(ihc, "cytoplasmic", light=background_light(_skimage())), ihc
 
 
 def twin_picture() -> tuple[Pixels, Pixels]:
     """(H&E, IHC) of the built-in set's whole picture, uint8 [512, 512, 3] each: its left half is trained on, its right half held out."""
+    ihc = _skimage()
+    return render_twin(ihc, "cytoplasmic"), ihc
+
+
+def _skimage() -> Pixels:
+    """scikit-image's IHC image, uint8 [512, 512, 3]."""
     from skimage.data import immunohistochemistry
 
-    ihc = np.asarray(immunohistochemistry())
-    return render_twin(ihc, "cytoplasmic"), ihc
+    return np.asarray(immunohistochemistry())
 
 
 def at_scale(image: Pixels, mpp: float | None) -> Pixels:
