@@ -41,6 +41,7 @@ CELL = 16  # pixels across a nucleus of 8 µm at 0.5 µm per pixel
 # even in a tile that is nothing else. DAB: fainter is its veil on stroma, and what a score calls weak is a cell.
 HEMATOXYLIN_BOUNDS, DAB_BOUNDS = (0.03, 0.6), (0.1, 0.2)
 BROWNER = 0.9  # DAB of a nucleus, in that of the two nuclei around it, at least
+PALER = 0.95  # the same of a nucleus within stained cytoplasm, at most
 GLASS = 150.0  # grey level of the darkest glass
 WEAK, MODERATE, STRONG = 0.2, 0.4, 0.6  # mean DAB density of a cell, QuPath's default classes
 AROUND = 10.0  # nuclei across: the square that a pixel's surroundings are the mean of
@@ -164,13 +165,16 @@ def blue_nuclei(image: Pixels, diameter: float = CELL, light: Floats | None = No
     pale = tissue & ~stained
     found = np.zeros(tissue.shape, bool)
     if pale.any():
-        above = blue - 0.7 * surroundings(blue, pale, AROUND * diameter)
-        found |= pale & (above > _otsu(above[pale].clip(0)))
+        above = blue - surroundings(blue, pale, 2.5 * diameter)
+        # The root of it, so that a few dense nuclei do not set a bar too high for all others.
+        bar = threshold_otsu(np.sqrt(above[pale].clip(0))) ** 2
+        found |= pale & (above > np.clip(bar, 0.02, HEMATOXYLIN_BOUNDS[1]))
     if stained.any():
         share = _smooth(blue / (blue + brown + 0.02), diameter)
         bluer = share - surroundings(share, stained, 2 * diameter)
-        bar = max(0.05, float(threshold_otsu(bluer[stained].clip(0))))
-        found |= stained & (bluer > bar) & (brown < surroundings(brown, stained, 2 * diameter))
+        bar = max(0.03, 0.8 * float(threshold_otsu(bluer[stained].clip(0))))
+        around = surroundings(brown, stained, 2 * diameter)
+        found |= stained & (bluer > bar) & (brown < PALER * around)
     return without_specks(found, diameter)
 
 

@@ -81,7 +81,7 @@ def match_share(
     known = [twin for twin in twins if twin]
     # A twin's dyes are as strong as the rendering has them, which is not how strong they are in the H&E set.
     amounts = measure_palette([twin.he for twin in known], ihc, palette.nuclear, NUCLEUS / mpp)
-    own = {key: getattr(amounts, key) for key in ("hematoxylin", "eosin", "crowding")}
+    own = {key: getattr(amounts, key) for key in ("hematoxylin", "eosin", "basophilia")}
     plain = config.model_copy(update={"refinement": config.refinement.model_copy(update={"loss": "none"})})
     wanted = np.mean([twin.positive(twin.ihc) for twin in known])
     low, high = GAINS

@@ -6,7 +6,9 @@ the way, as it is in a real H&E, or a method that takes darkness for positivity 
 tissue and glass are, and nothing of how dense they were where DAB may have made them so:
 
 - each nucleus takes a density drawn at random and a texture of noise, whatever its hematoxylin and DAB;
-- what lies beside nuclei takes eosin by the rank of its texture, of which all that is linear in DAB at 0, 2, 8 and 32 um is taken out.
+- what lies beside nuclei takes eosin by the rank of its texture, of which all that is linear in DAB at 0, 2, 8 and 32 um is taken out;
+- the cytoplasm of epithelium takes more hematoxylin than stroma does, which a real H&E shows as well. Where the antigen is one of
+  cytoplasm or membranes, this haze follows DAB over 8 um as loosely as in real HER2 pairs (docs/data.md); else it is even.
 
 `benchmarks/twin_leak.py` measures what is left; `docs/data.md` shows it for many images. That a nucleus is there at all does tell
 something of a nuclear antigen, in a real H&E as here.
@@ -24,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import ndtr
 
 from miudiff.cells import (
     CELL,
@@ -60,6 +63,9 @@ LEAK_SCALES = (0.0, 2.0, 8.0, 32.0)  # um over which DAB is averaged to be taken
 # How a twin looks, in optical density and um. Densities are those of the H&E fields of docs/data.md, by eye.
 _LIGHT = np.array([246.0, 243.0, 245.0])
 _NUCLEUS, _NUCLEUS_SPREAD = 0.6, 0.3  # median density of a nucleus; log standard deviation over nuclei
+_HAZE = (0.04, 0.3)  # hematoxylin of stroma and of cytoplasm
+_TYPE = 0.45  # how much of what haze there is DAB over _TYPE_SCALE um tells, as a correlation
+_TYPE_SCALE = 8.0
 _EOSIN = (
     0.12,
     0.44,
@@ -91,7 +97,10 @@ def render_twin(
     # The palest stroma is apart: ranked with the rest, it would tell where DAB is absent.
     eosin = _eosin(hematoxylin, density, dab, tissue & tissue_mask(ihc) & ~inside, mpp)
     eosin = np.where(inside | (tissue & (eosin == 0)), _EOSIN[0], eosin)
-    haze = 0.04 * (tissue & ~inside)  # ribosomes take a little hematoxylin everywhere
+    beside = tissue & ~inside
+    haze = beside * (
+        _HAZE[0] + (_HAZE[1] - _HAZE[0]) * (0.5 if where == "nuclear" else _type(dab, beside, mpp, seed))
+    )
     stains = np.stack([_blurred(chromatin, 0.2, mpp) + haze, _blurred(eosin, 0.2, mpp)], axis=-1)
     return combine_stains(stains, rgb_from_he, _LIGHT)
 
@@ -111,6 +120,16 @@ def _chromatin(nuclei: Labels, dab: Floats, mpp: float, seed: int) -> Floats:
     rim = 0.12 * np.exp(-ndimage.distance_transform_edt(inside) * mpp / 0.5)
     density = _NUCLEUS * np.exp(_NUCLEUS_SPREAD * of_nucleus[nuclei]) * (1 + grain + rim)
     return np.asarray(np.clip(unrelated(density, dab, inside, mpp), 0.15, 1.6) * inside)
+
+
+def _type(dab: Floats, where: Mask, mpp: float, seed: int) -> Floats:
+    """How much of epithelium tissue is, [H, W] in [0, 1]: what DAB says of it, and noise as coarse."""
+    if not where.any():
+        return np.zeros(dab.shape)
+    noise = NoiseKey(seed, "twin").normal("start", 1, (1, *dab.shape)).numpy()[0].astype(np.float64)
+    told = _unit(surroundings(dab, where, _TYPE_SCALE / mpp), where)
+    rest = _unit(_blurred(noise, _TYPE_SCALE / 2, mpp), where)
+    return np.asarray(ndtr(_TYPE * told + (1 - _TYPE**2) ** 0.5 * rest))
 
 
 def _eosin(hematoxylin: Floats, density: Floats, dab: Floats, where: Mask, mpp: float) -> Floats:

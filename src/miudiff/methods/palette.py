@@ -4,18 +4,22 @@ Removing colour leaves luma, which says "dark" of eosin and of hematoxylin alike
 (an extension of the paper) keeps the dyes apart. What the reverse process begins from is, at each pixel, what the marker's IHC shows of
 such a place: nucleus or not, and how much of it.
 
-    D = h N + (1 - min(h, 1)) e G        optical density
+    D = h N + (1 - min(h, 1)) G          optical density
     h = (hematoxylin - h_0) / (h_1 - h_0),   e = eosin / e_1
-    N = p N+ + (1 - p) N-     for antigens of nuclei      p = Phi(v u + sqrt(1 + v^2) Phi^-1(share))
-    G = q G+ + (1 - q) G-     for all others              q = min(w share, 1)
+    N = p N+ + (1 - p) N-
+    G = e G-                                 for antigens of nuclei
+    G = p min(2 e, 1) G+ + (1 - p) e G-      for all others
+    p = Phi(v u + sqrt(1 + v^2) Phi^-1(share))
 
-with N+ and N- the densities of the typical colours of positive and negative nuclei in the IHC set, G+ and G- those of stained and unstained
-tissue beside nuclei, h_0 and h_1 the mean hematoxylin beside and in the nuclei of the H&E set, and e_1 its mean eosin beside nuclei.
+with N+ and N- the densities of the typical colours of stained and unstained nuclei in the IHC set, G+ and G- those of stained and unstained
+tissue beside nuclei, h_0 and h_1 the mean hematoxylin beside and in the nuclei of the H&E set, e_1 its mean eosin beside nuclei, and p how
+much of a place is positive, which is the share on average whatever v is.
 
-Nothing in an H&E says which nucleus is positive, but the share of them is known. u is noise of unit variance, about as wide as a nucleus:
-with v = 0 each begins as the mean of both, and the larger the variety v, the more of them begin as one or the other; the mean of p is
-the share for every v. Antigens of cytoplasm and membranes are antigens of epithelium more often than of stroma: w = (1 + c) / 2 with c how
-crowded nuclei are around, over its mean (docs/method.md says what real HER2 pairs tell of it).
+Nothing in an H&E says which nucleus is positive. So for antigens of nuclei u is noise of unit variance, about as wide as a nucleus: with
+v = 0 each begins as the mean of both, and the larger the variety v, the more of them begin as one or the other. Antigens of cytoplasm and
+membranes are antigens of epithelium more often than of stroma: there u is how basophilic tissue is around (the average of min(h, LITTLE),
+to which cytoplasm counts as nuclei do), standardised by the H&E set, and v is CONTRAST. How brown such a place is does not hang on how pink
+it was: collagen is pinkest (docs/method.md says what real HER2 pairs tell of both).
 
 The two sets need not be pairs. How positive results are hangs on the model as well, so `matching.match_share` has it stain H&E twins of the
 IHC set, and multiplies the share by the gain at which as much of the results is positive as of the set.
@@ -54,7 +58,8 @@ from miudiff.images import Pixels
 from miudiff.normalisation import Colour, HEStains, fit_he_stains, rounded
 from miudiff.stains import Floats, stain_matrix
 
-MOST_CROWDED = 3.0  # of c
+LITTLE = 0.2  # of h, the hematoxylin of a basophilic cytoplasm
+CONTRAST = 2.0  # v of antigens that are none of nuclei
 MOST = 1.4  # of h and e: denser is not more positive, but a fold, pigment, or a nucleus that is crowded
 GRAIN = 0.7  # nuclei across: the same of u
 REACH = 1.5  # nuclei across: the square that says, averaged over twice, how crowded they are
@@ -71,16 +76,17 @@ class Palette(Strict):
     eosin: float = Field(
         gt=0, description="Mean eosin beside nuclei of the H&E set, 1 being the set's strength."
     )
-    nuclei: Colour = Field(description="Optical density of nuclei without the antigen in the IHC set, N-.")
-    ground: Colour = Field(description="The same of tissue beside nuclei, G-.")
-    positive: Colour = Field(description="The same of nuclei with the antigen, N+, or of tissue beside, G+.")
+    nuclei: tuple[Colour, Colour] = Field(
+        description="Optical density of unstained and of stained nuclei in the IHC set, N- and N+."
+    )
+    ground: tuple[Colour, Colour] = Field(description="The same of tissue beside nuclei, G- and G+.")
     nuclear: bool = Field(description="Whether the antigen is one of nuclei.")
     share: float = Field(
         ge=0, le=1, description="How much of the area of nuclei, or of tissue beside them, has it."
     )
     gain: float = Field(1.0, gt=0, description="How many times the share counts.")
-    crowding: float | None = Field(
-        None, gt=0, description="Mean of h around the tissue beside nuclei; None: DAB does not follow it."
+    basophilia: tuple[float, float] = Field(
+        description="Mean and standard deviation, in the tissue of the H&E set, of min(h, LITTLE) around."
     )
     reach: int = Field(
         1, ge=1, description="Pixels, odd: side of the square that h is averaged over for it, twice."
@@ -100,36 +106,34 @@ class Palette(Strict):
         light = he.new_tensor(self.dyes.light).view(1, 3, 1, 1)
         density = -torch.log10((127.5 * (he + 1)).clamp(min=1.0) / light).clamp(max=0)
         amounts = torch.einsum("bchw,cs->bshw", density, he.new_tensor(unmix))
-        beside, inside = self.hematoxylin
-        h = ((amounts[:, :1] - beside) / (inside - beside)).clamp(0, MOST)
+        least, most = self.hematoxylin
+        h = ((amounts[:, :1] - least) / (most - least)).clamp(0, MOST)
         e = (amounts[:, 1:] / self.eosin).clamp(0, MOST)
-        nuclei, ground, positive = (
-            he.new_tensor(c).view(1, 3, 1, 1) for c in (self.nuclei, self.ground, self.positive)
-        )
-        if self.nuclear:
-            nuclei = nuclei + self._positive(h, noise, variety) * (positive - nuclei)
-        else:
-            ground = ground + (self._crowded(h) * self.gain * self.share).clamp(max=1) * (positive - ground)
-        return 2 * 10 ** -(h * nuclei + (1 - h.clamp(max=1)) * e * ground) - 1
+        plain, stained = he.new_tensor((self.nuclei, self.ground)).view(2, 2, 1, 3, 1, 1).unbind(1)
+        p = self._positive(h, noise, variety)
+        nuclei = p * stained[0] + (1 - p) * plain[0]
+        beside = e * plain[1]
+        if not self.nuclear:
+            beside = p * (2 * e).clamp(max=1) * stained[1] + (1 - p) * beside
+        return 2 * 10 ** -(h * nuclei + (1 - h.clamp(max=1)) * beside) - 1
 
     def _positive(self, h: Tensor, noise: Tensor | None, variety: float) -> Tensor:
         """p, like h [B, 1, H, W]."""
         share = min(self.gain * self.share, 1.0)
+        if not self.nuclear:
+            around, (mean, spread) = h.clamp(max=LITTLE), self.basophilia
+            for _ in range(2):  # a box has edges, which would be seen; twice, it has none
+                around = avg_pool2d(around, self.reach, 1, self.reach // 2, count_include_pad=False)
+            return _share((around - mean) / spread, CONTRAST, share)
         if noise is None or not variety:
             return torch.full_like(h, share)
-        share = min(max(share, 1e-3), 1 - 1e-3)  # of which there is a finite quantile
-        return torch.special.ndtr(
-            variety * _smooth_noise(noise, self.grain) + (1 + variety**2) ** 0.5 * NormalDist().inv_cdf(share)
-        )
+        return _share(_smooth_noise(noise, self.grain), variety, share)
 
-    def _crowded(self, h: Tensor) -> Tensor:
-        """w, like h [B, 1, H, W]."""
-        if self.crowding is None:
-            return torch.ones_like(h)
-        around = h.clamp(max=1)
-        for _ in range(2):  # a box has edges, which would be seen as structure; twice, it has none
-            around = avg_pool2d(around, self.reach, 1, self.reach // 2, count_include_pad=False)
-        return (1 + (around / self.crowding).clamp(max=MOST_CROWDED)) / 2
+
+def _share(u: Tensor, v: float, share: float) -> Tensor:
+    """Phi(v u + sqrt(1 + v^2) Phi^-1(share)), whose mean over standard normal u is the share."""
+    share = min(max(share, 1e-3), 1 - 1e-3)  # of which there is a finite quantile
+    return torch.special.ndtr(v * u + (1 + v**2) ** 0.5 * NormalDist().inv_cdf(share))
 
 
 def _smooth_noise(noise: Tensor, side: int) -> Tensor:
@@ -162,67 +166,82 @@ def measure_palette(
     if inside[0] <= beside[0]:
         raise DataError("the H&E set has no more hematoxylin in nuclei than beside them; expected H&E")
     reach = round(REACH * diameter) // 2 * 2 + 1
-    crowds = [
-        (
-            surroundings(((own[..., 0] - beside[0]) / (inside[0] - beside[0])).clip(0, 1), tissue, reach),
-            nuclei,
-            tissue,
-        )
-        for own, nuclei, tissue in kinds
+    around = [
+        surroundings(((own[..., 0] - beside[0]) / (inside[0] - beside[0])).clip(0, LITTLE), tissue, reach)[
+            tissue
+        ]
+        for own, _, tissue in kinds
     ]
-    stained = [_Stained.of(image, nuclear, diameter) for image in ihc]
-    plain = [one.plain for one in stained if one.plain is not None]
-    colours = {kind: [one.kinds[kind] for one in stained if kind in one.kinds] for kind in (False, True)}
-    if not plain or not any(colours.values()):
+    known = [found for image in ihc if (found := _Stained.of(image, nuclear, diameter))]
+    if not known:
         raise DataError(
             f"no IHC image has {FEWEST} pixels of nuclei and as many of tissue beside them; expected stained tissue"
         )
-    # A set of one kind alone has it for the other as well.
-    without, with_it = (_typical(colours[kind] or colours[not kind]) for kind in (False, True))
     return Palette(
         dyes=fit_he_stains(he),
         hematoxylin=(round(float(beside[0]), 4), round(float(inside[0]), 4)),
         eosin=round(max(float(beside[1]), 1e-3), 4),
-        nuclei=without if nuclear else _typical(plain),
-        ground=_typical(plain) if nuclear else without,
-        positive=with_it,
+        nuclei=_typical([one.nuclei for one in known]),
+        ground=_typical([one.ground for one in known]),
         nuclear=nuclear,
-        share=round(float(np.mean([one.share for one in stained if one.kinds])), 4),
-        crowding=None if nuclear else round(max(float(_means(crowds, "H&E")[1]), 1e-3), 4),
+        share=round(float(np.mean([one.share for one in known])), 4),
+        basophilia=(
+            round(float(np.mean([found.mean() for found in around])), 4),
+            round(max(float(np.mean([found.std() for found in around])), 1e-3), 4),
+        ),
         reach=reach,
         grain=round(GRAIN * diameter) // 2 * 2 + 1,
     )
 
 
-class _Stained(NamedTuple):
-    """What an IHC image holds of where the antigen may be, by whether it is there, and of all else: mean transmissions [3]."""
+Kinds = tuple[
+    Floats | None, Floats | None
+]  # mean transmissions [3] of what is unstained, and of what is stained
 
-    kinds: dict[bool, Floats]
+
+class _Stained(NamedTuple):
+    """What nuclei, and what lies beside them, look like in an IHC image, and which share of what the antigen is of is stained."""
+
+    nuclei: Kinds
+    ground: Kinds
     share: float
-    plain: Floats | None
 
     @classmethod
-    def of(cls, image: Pixels, nuclear: bool, diameter: float) -> _Stained:
-        """Of uint8 [H, W, 3]; what has less than FEWEST pixels is left out."""
+    def of(cls, image: Pixels, nuclear: bool, diameter: float) -> _Stained | None:
+        """Of uint8 [H, W, 3]; None of an image with less than FEWEST pixels of either."""
         colour, dab, tissue = image / glass_light(image), dab_above_glass(image), tissue_mask(image)
         nuclei = (stained_nuclei if nuclear else blue_nuclei)(image, diameter)
-        if nuclear:  # a nucleus is positive or not as a whole, and what is brown beside it is its rim
-            labels = split_cells(nuclei, diameter)
-            of_nuclei = np.asarray(ndimage.mean(dab, labels, np.arange(labels.max() + 1)))[labels]
-            places = {kind: tissue & nuclei & ((of_nuclei > WEAK) == kind) for kind in (False, True)}
-            beside = tissue & ~nuclei & (dab <= WEAK)
-        else:
-            places = {kind: tissue & ~nuclei & ((dab > WEAK) == kind) for kind in (False, True)}
-            beside = tissue & nuclei
-        kinds = {kind: colour[at].mean(axis=0) for kind, at in places.items() if at.sum() >= FEWEST}
-        share = places[True].sum() / max(sum(at.sum() for at in places.values()), 1)
-        plain = colour[beside].mean(axis=0) if beside.sum() >= FEWEST else None
-        return cls(kinds, float(share), plain)
+        # A nucleus is stained or not as a whole, and what is brown beside a positive one is its rim.
+        labels = split_cells(nuclei, diameter)
+        of_nuclei = np.asarray(ndimage.mean(dab, labels, np.arange(labels.max() + 1)))[labels]
+        inside, beside = tissue & nuclei, tissue & ~nuclei
+        if min(inside.sum(), beside.sum()) < FEWEST:
+            return None
+        stained = of_nuclei > WEAK, dab > WEAK
+        share = stained[0][inside].mean() if nuclear else stained[1][beside].mean()
+        return cls(_kinds(colour, inside, stained[0]), _kinds(colour, beside, stained[1]), float(share))
 
 
-def _typical(colours: Sequence[Floats]) -> Colour:
-    """The density of the median over images of transmissions [3]: one odd section does not colour them all."""
-    return rounded(-np.log10(np.median(colours, axis=0).clip(1 / 255, 1)))
+def _kinds(colour: Floats, where: Mask, stained: Mask) -> Kinds:
+    """The mean colours of what is not stained and of what is; None for the rarer, where it is less than half of FEWEST pixels."""
+    plain, brown = where & ~stained, where & stained
+    return (
+        colour[plain].mean(axis=0) if 2 * plain.sum() >= FEWEST else None,
+        colour[brown].mean(axis=0) if 2 * brown.sum() >= FEWEST else None,
+    )
+
+
+def _typical(pairs: Sequence[Kinds]) -> tuple[Colour, Colour]:
+    """The densities of the medians over images, unstained and stained: one odd section does not colour them all.
+
+    A set of one kind alone has it for the other as well.
+    """
+    plain, brown = ([pair[kind] for pair in pairs if pair[kind] is not None] for kind in (0, 1))
+    return _median(plain or brown), _median(brown or plain)
+
+
+def _median(colours: Sequence[Floats | None]) -> Colour:
+    return rounded(-np.log10(np.median(np.array(colours), axis=0).clip(1 / 255, 1)))
 
 
 def _means(images: Sequence[tuple[Floats, Mask, Mask]], stain: str) -> tuple[Floats, Floats]:
