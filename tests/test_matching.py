@@ -44,7 +44,7 @@ def test_results_of_a_matched_palette_are_as_positive_as_its_set(nuclear, nucleu
     for real in ihc:
         twin = render_twin(real, "nuclear" if nuclear else "cytoplasmic", 0.5)
         of_twin = measure_palette([twin], ihc, nuclear)
-        own = {key: getattr(of_twin, key) for key in ("dyes", "hematoxylin", "eosin", "crowding")}
+        own = {key: getattr(of_twin, key) for key in ("dyes", "hematoxylin", "eosin", "basophilia")}
         made = [to_uint8(one.model_copy(update=own)(to_tensor(twin)))[0] for one in (found, spoilt)]
         nuclei = nuclei_of_he(twin, 16)
         counted = nuclei if nuclear else ~nuclei & tissue_mask(twin)

@@ -1,5 +1,7 @@
 """The palette gives H&E's two dyes the colours that nuclei and all else have in a marker's IHC."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from pydantic import ValidationError
 
 from miudiff.errors import DataError
 from miudiff.images import to_tensor, to_uint8
-from miudiff.methods.palette import MOST, Palette, _smooth_noise, measure_palette
+from miudiff.methods.palette import CONTRAST, LITTLE, MOST, Palette, _smooth_noise, measure_palette
 from miudiff.normalisation import HEStains
 from miudiff.stains import (
     HE_EOSIN,
@@ -19,7 +21,8 @@ from miudiff.stains import (
     stain_matrix,
 )
 
-NUCLEI, GROUND, POSITIVE = (0.4, 0.3, 0.2), (0.05, 0.06, 0.08), (0.4, 0.7, 0.9)
+NUCLEI, POSITIVE = (0.4, 0.3, 0.2), (0.4, 0.7, 0.9)
+GROUND, STAINED = (0.05, 0.06, 0.08), (0.2, 0.3, 0.5)
 UNIT = stain_matrix(HE_HEMATOXYLIN, HE_EOSIN)
 DYES = {
     "light": (255, 255, 255),
@@ -34,11 +37,11 @@ def palette(**changes):
         "dyes": DYES,
         "hematoxylin": (0.1, 0.6),
         "eosin": 0.8,
-        "nuclei": NUCLEI,
-        "ground": GROUND,
-        "positive": POSITIVE,
+        "nuclei": (NUCLEI, POSITIVE),
+        "ground": (GROUND, STAINED),
         "nuclear": True,
         "share": 0.0,
+        "basophilia": (0.1, 0.05),
     }
     return Palette.model_validate(given | changes)
 
@@ -77,17 +80,40 @@ def test_a_pixels_colour_depends_on_that_pixel_alone_for_antigens_of_nuclei():
     assert whole.max() <= 1
 
 
-def test_what_is_stained_beside_nuclei_follows_how_crowded_they_are_where_the_antigen_is_none_of_nuclei():
-    """Two pixels of equal eosin: with a nucleus in reach c = 2 / 9 / 0.1, so w = 1.61, else c = 0 and w = 1 / 2; without crowding w = 1."""
+def test_where_antigens_that_are_none_of_nuclei_are_follows_how_basophilic_tissue_is_around():
+    """Pixels of equal eosin: with a nucleus in reach min(h, LITTLE) averages to two ninths of LITTLE (a box of 3, twice), else to 0."""
     he = he_of([0.1] * 4 + [0.6] + [0.1] * 10, [0.8] * 4 + [0.0] + [0.8] * 10)
-    beside = {"nuclear": False, "share": 0.2}
-    found = density_of(palette(**beside, crowding=0.1, reach=3)(he))
-    for pixel, w in ((3, (1 + 2 / 0.9) / 2), (9, 0.5)):
-        mixed = (1 - 0.2 * w) * np.array(GROUND) + 0.2 * w * np.array(POSITIVE)
-        assert found[pixel] == pytest.approx(mixed, abs=1e-6)
-    even = density_of(palette(**beside)(he))
-    mixed = 0.8 * np.array(GROUND) + 0.2 * np.array(POSITIVE)
-    assert even[[3, 9]] == pytest.approx(np.stack([mixed] * 2), abs=1e-6)
+    found = density_of(palette(nuclear=False, share=0.2, reach=3, basophilia=(0.03, 0.02))(he))
+    normal = NormalDist()
+    for pixel, around in ((3, LITTLE * 2 / 9), (9, 0.0)):
+        u = (around - 0.03) / 0.02
+        p = normal.cdf(CONTRAST * u + (1 + CONTRAST**2) ** 0.5 * normal.inv_cdf(0.2))
+        assert found[pixel] == pytest.approx((1 - p) * np.array(GROUND) + p * np.array(STAINED), abs=1e-5)
+    u = (LITTLE * 3 / 9 - 0.03) / 0.02
+    p = normal.cdf(CONTRAST * u + (1 + CONTRAST**2) ** 0.5 * normal.inv_cdf(0.2))
+    assert found[4] == pytest.approx((1 - p) * np.array(NUCLEI) + p * np.array(POSITIVE), abs=1e-5)
+
+
+def test_of_such_antigens_what_is_stained_does_not_hang_on_eosin_but_on_there_being_tissue():
+    found = density_of(
+        palette(nuclear=False, share=1.0, basophilia=(0.0, 1.0))(he_of([0.1] * 4, [0.0, 0.2, 0.4, 1.1]))
+    )
+    p = NormalDist().cdf(5**0.5 * NormalDist().inv_cdf(0.999))
+    plain = (1 - p) * np.array([0.0, 0.25, 0.5, 1.375])[:, None] * np.array(GROUND)
+    stained = p * np.array([0.0, 0.5, 1.0, 1.0])[:, None] * np.array(STAINED)
+    assert found == pytest.approx(plain + stained, abs=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_their_share_is_kept_where_basophilia_is_as_in_the_h_and_e_set(share):
+    around = torch.randn(2**18, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    h = (0.1 + 0.02 * around).clamp(0, LITTLE).numpy()
+    he = he_of(0.1 + 0.5 * h, [0.8] * len(h))
+    density = density_of(palette(nuclear=False, share=share, basophilia=(0.1, 0.02))(he))
+    nucleus = h[:, None] * (np.array(NUCLEI), np.array(POSITIVE))[0]
+    beside, stained = (1 - h[:, None]) * np.array(GROUND), (1 - h[:, None]) * np.array(STAINED)
+    p = (density - nucleus - beside)[:, 2] / (h * (POSITIVE[2] - NUCLEI[2]) + stained[:, 2] - beside[:, 2])
+    assert p.mean() == pytest.approx(share, abs=0.01)
 
 
 def test_without_variety_each_nucleus_is_the_mean_of_both_kinds_in_the_share_times_the_gain():
@@ -135,26 +161,27 @@ def test_what_is_measured_is_what_the_sets_hold():
     blue, mask = field((0.5, 0.0), (0.03, 0.02), rgb_from_hdab, 1)
     brown, _ = field((0.3, 0.4), (0.03, 0.02), rgb_from_hdab, 2)
     found = measure_palette([he], [blue, brown, brown], nuclear=True)
-    for colour, image in ((found.nuclei, blue), (found.positive, brown)):
+    for colour, image in zip(found.nuclei, (blue, brown), strict=True):
         true = -np.log10((image[mask] / 255).mean(axis=0))
         assert np.dot(colour, true) > 0.99 * np.linalg.norm(colour) * np.linalg.norm(true)
         assert np.linalg.norm(colour) == pytest.approx(np.linalg.norm(true), rel=0.35)  # rims count
     assert found.share == pytest.approx(2 / 3, abs=0.01)
-    assert np.linalg.norm(found.ground) < 0.2 * np.linalg.norm(found.nuclei)
-    assert (found.nuclear, found.crowding) == (True, None)
+    assert np.linalg.norm(found.ground[0]) < 0.2 * np.linalg.norm(found.nuclei[0])
+    assert found.nuclear
     seen = optical_density(to_uint8(found(to_tensor(he)))[0])
-    expected = found.share * np.array(found.positive) + (1 - found.share) * np.array(found.nuclei)
+    plain, positive = (np.array(colour) for colour in found.nuclei)
+    expected = found.share * positive + (1 - found.share) * plain
     assert seen[mask].mean(axis=0) == pytest.approx(expected, abs=0.08)
 
 
 def test_of_other_antigens_the_tissue_beside_nuclei_is_what_is_stained_or_not():
     he, _ = field((0.8, 0.1), (0.05, 0.3), rgb_from_he, 0)
-    pale, mask = field((0.5, 0.0), (0.05, 0.02), rgb_from_hdab, 1)
+    pale, mask = field((0.5, 0.0), (0.1, 0.03), rgb_from_hdab, 1)
     brown, _ = field((0.5, 0.05), (0.05, 0.4), rgb_from_hdab, 2)
     found = measure_palette([he], [pale, brown], nuclear=False)
     beside = ~mask & (brown < 240).any(axis=-1)
-    assert found.positive == pytest.approx(-np.log10((brown[beside] / 255).mean(axis=0)), abs=0.05)
-    assert found.ground == pytest.approx(-np.log10((pale[beside] / 255).mean(axis=0)), abs=0.05)
+    for colour, image in zip(found.ground, (pale, brown), strict=True):
+        assert colour == pytest.approx(-np.log10((image[beside] / 255).mean(axis=0)), abs=0.05)
     assert found.share == pytest.approx(0.5, abs=0.05)
 
 
