@@ -58,8 +58,7 @@ def _ratios(
 ) -> dict[int, float]:
     """Shift over noise at each index of a run with `scale`, without refinement."""
     guidance = config.guidance.model_copy(update={"scale": scale, "normalise": "none"})
-    refinement = config.refinement.model_copy(update={"loss": "none"})
-    probe = config.model_copy(update={"guidance": guidance, "refinement": refinement})
+    probe = config.unrefined.model_copy(update={"guidance": guidance})
     ratios: dict[int, float] = {}
 
     def watch(report: StepReport) -> None:

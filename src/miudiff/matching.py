@@ -82,7 +82,6 @@ def match_share(
     # A twin's dyes are as strong as the rendering has them, which is not how strong they are in the H&E set.
     amounts = measure_palette([twin.he for twin in known], ihc, palette.nuclear, NUCLEUS / mpp)
     own = {key: getattr(amounts, key) for key in ("hematoxylin", "eosin", "basophilia")}
-    plain = config.model_copy(update={"refinement": config.refinement.model_copy(update={"loss": "none"})})
     wanted = np.mean([twin.positive(twin.ihc) for twin in known])
     low, high = GAINS
     for _ in range(ROUNDS):  # the more a share counts, the more is positive
@@ -90,7 +89,7 @@ def match_share(
         found = []
         for number, twin in enumerate(known):
             tried = palette.model_copy(update=own | {"gain": gain, "dyes": twin.dyes})
-            method = MIUDiff(network, model.estimator, plain, placement, tried)
+            method = MIUDiff(network, model.estimator, config.unrefined, placement, tried)
             he = to_tensor(twin.he).to(placement.device)
             result = method.translate(he, [NoiseKey(0, f"matched{number}")])
             found.append(twin.positive(to_uint8(result.detach())[0]))

@@ -66,6 +66,11 @@ class MIUDiffConfig(Strict):
     energy: EnergyConfig = EnergyConfig()
     refinement: RefinementConfig = RefinementConfig()
 
+    @property
+    def unrefined(self) -> MIUDiffConfig:
+        """The same settings, without refinement."""
+        return self.model_copy(update={"refinement": self.refinement.model_copy(update={"loss": "none"})})
+
 
 class Source(NamedTuple):
     """What an image is made from: the same in every step, so it is worked out once."""

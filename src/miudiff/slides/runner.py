@@ -229,29 +229,13 @@ class Runner:
             KeyboardInterrupt: Ctrl-C; everything that was finished is kept.
         """
         self.rows.folder.mkdir(parents=True, exist_ok=True)
-        missing, todo = self._missing, self.todo
-        total = sum(len(self.rows.windows(row)) for row in range(len(self.sight.frame.tops)))
-        done = total - sum(len(self.rows.windows(row)) for row in todo)
-        progress(done, total)
         with ThreadPoolExecutor(1, "encode") as pool:
-            encoding = pool.submit(self._encode, missing)
+            encoding = pool.submit(self._encode, self._missing)
             try:
                 # Closed here: left to the garbage collector, its threads would be joined in whatever thread collects it.
-                wanted = (group for row in todo for group in self.rows.groups(row))
+                wanted = (group for row in self.todo for group in self.rows.groups(row))
                 with contextlib.closing(stained(self.sight, wanted)) as results:
-                    for row in todo:
-                        pixels: list[Pixels] = []
-                        bad: list[Rectangle] = []
-                        for _ in self.rows.groups(row):
-                            ihc, unread = next(results)
-                            pixels += ihc
-                            bad += unread
-                            done += len(ihc)
-                            progress(done, total)
-                        self.rows.write(row, pixels, bad)
-                        self._wait_for_encoding(row)
-                        if encoding.done():
-                            break
+                    self._keep(results, encoding, progress)
                 encoding.result()
             except BaseException:
                 with self._changed:
@@ -260,6 +244,30 @@ class Runner:
                 with contextlib.suppress(BaseException):
                     encoding.result()
                 raise
+
+    def _keep(
+        self,
+        results: Iterator[Result],
+        encoding: Future[None],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Write each row of windows once all its groups are stained, until all are or the encoding has failed."""
+        total = sum(len(self.rows.windows(row)) for row in range(len(self.sight.frame.tops)))
+        done = total - sum(len(self.rows.windows(row)) for row in self.todo)
+        progress(done, total)
+        for row in self.todo:
+            pixels: list[Pixels] = []
+            bad: list[Rectangle] = []
+            for _ in self.rows.groups(row):
+                ihc, unread = next(results)
+                pixels += ihc
+                bad += unread
+                done += len(ihc)
+                progress(done, total)
+            self.rows.write(row, pixels, bad)
+            self._wait_for_encoding(row)
+            if encoding.done():
+                return
 
     @property
     def outstanding(self) -> tuple[list[Window], list[Window]]:
