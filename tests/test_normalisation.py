@@ -141,3 +141,19 @@ def test_how_much_tissue_a_section_is_does_not_make_it_darker():
     """Of a pale section a fixed density would take less for tissue than of a dark one."""
     dark, pale = (fit_he_stains([restained(factor, factor)]).strength for factor in (1.6, 0.5))
     assert np.divide(dark, pale) == pytest.approx([3.2, 3.2], rel=0.06)
+
+
+@pytest.mark.parametrize("tint", [(255, 244, 225), (235, 245, 255), (230, 238, 230), (205, 190, 199)])
+def test_glass_may_be_warm_cold_or_greenish(tint):
+    image = np.concatenate([HE, np.full((64, HE.shape[1], 3), tint, np.uint8)])
+    brightest = np.percentile(image.reshape(-1, 3), 99, axis=0)
+    assert fit_he_stains([image]).light == pytest.approx(brightest)
+
+
+def test_pale_tissue_is_no_glass_in_a_field_without_any():
+    """All pixels have some of both dyes, so that the brightest colour is lavender."""
+    amounts = separate_stains(HE, rgb_from_he, np.array([246, 243, 245], float)).clip(0)[..., :2]
+    image = combine_stains(amounts + np.array([0.05, 0.08]), rgb_from_he, np.array([246, 243, 245], float))
+    light = fit_he_stains([image]).light
+    assert len(set(light)) == 1
+    assert light[0] == np.percentile(image.reshape(-1, 3), 99, axis=0).max()

@@ -50,11 +50,11 @@ def tiny_palette(nuclei: tuple[float, float, float] = (0.3, 0.35, 0.3)) -> Palet
         "dyes": dyes,
         "hematoxylin": (0.1, 0.6),
         "eosin": 0.6,
-        "nuclei": nuclei,
-        "ground": (0.05, 0.06, 0.06),
-        "positive": (0.3, 0.5, 0.6),
+        "nuclei": (nuclei, (0.3, 0.5, 0.6)),
+        "ground": ((0.05, 0.06, 0.06), (0.1, 0.2, 0.3)),
         "nuclear": True,
         "share": 0.3,
+        "basophilia": (0.1, 0.03),
     }
     return Palette.model_validate(values)
 

@@ -33,8 +33,7 @@ COLOURED = (
 BLUR = 5  # pixels over which colours are averaged, fewer than a nucleus has: noise and JPEG's colours widen the angle
 EXTREMES = (0.5, 99.5)  # percentiles of the angle that are the dyes
 NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
-# Density of the brightest colour, and its cosine to eosin, from which it is no glass.
-TINGE, NEAR_EOSIN = 0.04, 0.9
+TINGE = 0.025  # optical density by which the brightest colour lacks more green than red and blue, from which it is no glass
 # Percentiles of the amounts that are the strengths: nuclei are few and dense, and what is densest of eosin is blood.
 STRENGTH = (99.0, 75.0)
 Colour = tuple[float, float, float]
@@ -109,6 +108,12 @@ class Normaliser:
         return f"hematoxylin {h:.2f}, eosin {e:.2f} (the model's H&E: {target_h:.2f}, {target_e:.2f})"
 
 
+def with_own_glass(dyes: HEStains, samples: Iterable[Pixels]) -> HEStains:
+    """These dyes on the glass of a section, from some uint8 [H, W, 3] of it: what can be said of one with too little tissue for its own."""
+    light = _glass(np.concatenate([_some(image) for image in samples]))
+    return dyes.model_copy(update={"light": rounded(light)})
+
+
 def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     """The dyes of a section, from some uint8 [H, W, 3] of it.
 
@@ -120,7 +125,7 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     """
     parts = [(_some(image), _some(uniform_filter(image, (BLUR, BLUR, 0), np.float32))) for image in samples]
     sharp, smooth = (np.concatenate(kind) for kind in zip(*parts or [_NOTHING], strict=True))
-    light = _glass(np.percentile(sharp, 99, axis=0).clip(1, None))
+    light = _glass(sharp)
     dyed, of_dyes = (_coloured(optical_density(pixels, light)) for pixels in (sharp, smooth))
     tissue, of_tissue = (density[density.mean(axis=1) > STAINED] for density in (dyed, of_dyes))
     if (fewest := min(len(tissue), len(of_tissue))) < FEWEST:
@@ -153,11 +158,14 @@ def _some(image: NDArray[Any]) -> NDArray[Any]:
     return pixels[:: max(-(-len(pixels) // SEEN), 1)]
 
 
-def _glass(light: Floats) -> Floats:
-    """The brightest colour [3]; where it is eosin's, there is no glass to be seen, and its brightest level counts for all."""
-    density = np.log10(light.max() / light)
-    size, eosin = np.linalg.norm(density), stain_matrix(HE_HEMATOXYLIN, HE_EOSIN)[1]
-    return np.full(3, light.max()) if size > TINGE and density @ eosin > NEAR_EOSIN * size else light
+def _glass(pixels: NDArray[Any]) -> Floats:
+    """The brightest colour [3] of [N, 3]; where both dyes can be seen in it, it is pale tissue, and its brightest level counts for all.
+
+    Both dyes absorb green most; a lamp is bluer or redder than white, but not magenta.
+    """
+    light = np.percentile(pixels, 99, axis=0).clip(1, None)
+    red, green, blue = np.log10(light.max() / light)
+    return np.full(3, light.max()) if green - max(red, blue) > TINGE else light
 
 
 def _coloured(density: Floats) -> Floats:

@@ -31,7 +31,7 @@ from miudiff.methods.sdedit import Reverse
 from miudiff.methods.systems import GENERATORS, build, changed, configure, load_any, method_of, steps_of
 from miudiff.naming import SHIPPED
 from miudiff.noise import NoiseKey
-from miudiff.normalisation import HEStains, Normaliser, fit_he_stains
+from miudiff.normalisation import HEStains, Normaliser, fit_he_stains, with_own_glass
 from miudiff.tiling import Placed, over_all_tiles, places
 from miudiff.tissue import glass as find_glass
 from miudiff.tissue import with_glass
@@ -200,15 +200,18 @@ class VirtualStainer:
         return stained if empty is None else with_glass(stained, image, empty)
 
     def fit(self, samples: Iterable[tuple[Pixels, float | None]]) -> HEStains | None:
-        """The dyes of a section, from some uint8 [H, W, 3] of it and their mpp; None: take it as it is, as where there is too little tissue."""
-        if self.normalise == "off":
+        """The dyes of a section, from some uint8 [H, W, 3] of it and their mpp; None: take it as it is.
+
+        Where there is too little tissue for that, the model's dyes on the section's glass.
+        """
+        if self._target is None or self.normalise == "off":
             return None
-        sized = (resize(he, *self.working_size(he.shape[0], he.shape[1], mpp)) for he, mpp in samples)
+        sized = [resize(he, *self.working_size(he.shape[0], he.shape[1], mpp)) for he, mpp in samples]
         try:
             return fit_he_stains(sized)
         except DataError as error:
-            log.warning("taken as it is stained: %s", error)
-            return None
+            log.warning("taken for a section in the dyes of the model, but on its own glass: %s", error)
+            return with_own_glass(self._target, sized) if sized else None
 
     def for_section(self, dyes: HEStains | None) -> VirtualStainer:
         """The same stainer, model and batches for H&E of these dyes; None takes H&E as it is."""
