@@ -83,7 +83,7 @@ def match_share(
     amounts = measure_palette([twin.he for twin in known], ihc, palette.nuclear, NUCLEUS / mpp)
     own = {key: getattr(amounts, key) for key in ("hematoxylin", "eosin", "basophilia")}
     wanted = np.mean([twin.positive(twin.ihc) for twin in known])
-    low, high = GAINS
+    low, high = GAINS[0], min(GAINS[1], 1 / max(palette.share, 1e-3))  # no share is more than all
     for _ in range(ROUNDS):  # the more a share counts, the more is positive
         gain = (low * high) ** 0.5
         found = []
