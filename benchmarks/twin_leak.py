@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from miudiff.cells import CELL, nuclei_of_he, stained_nuclei, tissue_mask
+from miudiff.cells import CELL, Mask, nuclei_of_he, stained_nuclei, tissue_mask
 from miudiff.data.twin import SKIMAGE_MPP, render_twin, skimage_ihc
 from miudiff.errors import DataError
 from miudiff.images import LUMA, Pixels, read_image, resize
@@ -60,7 +60,7 @@ def leak(ihc: Pixels, antigen: str) -> dict[tuple[str, str], list[float]]:
     }
     sides = [round(window / SKIMAGE_MPP) for window in WINDOWS]
 
-    def r(first: Floats, second: Floats, where: Floats) -> list[float]:
+    def r(first: Floats, second: Floats, where: Mask) -> list[float]:
         return [correlation(first, second, where.astype(float), side) for side in sides]
 
     mask = nuclei.astype(float)
