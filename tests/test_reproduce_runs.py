@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +16,17 @@ from miudiff.checkpoints import find_states
 from miudiff.data.twin import twin_region
 from miudiff.diffusion.score import ScoreModel, build_unet
 from miudiff.errors import ConfigError, NonFiniteError
-from miudiff.images import list_images, read_image
-from miudiff.methods.miu_diff import MIUDiff
+from miudiff.images import list_images, read_image, to_tensor, to_uint8
+from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import load_model, save_model
 from miudiff.methods.sdedit import SDEdit
+from miudiff.noise import NoiseKey
+from miudiff.normalisation import HEStains, Normaliser
 from miudiff.reproduce import Options
 from miudiff.reproduce.rows import rows_of
 from miudiff.reproduce.tables import BASELINE
 from small_set import TINY, bci, budget_file, make, mist, options, plain
-from tiny import NETWORK, tiny_model, tiny_palette
+from tiny import CPU, NETWORK, tiny_model, tiny_palette
 
 
 @pytest.fixture
@@ -132,6 +135,29 @@ def test_another_curve_makes_the_rows_anew_that_use_it_and_no_other(tmp_path, bu
         )
     assert times[0][0] == times[1][0]
     assert times[0][1] < times[1][1]
+
+
+def test_h_and_e_is_brought_to_the_dyes_of_a_given_palette_for_miu_diff_alone(tmp_path, budget):
+    """The tiny palette's dyes are no dyes of the set, so the same model without normalisation makes another picture."""
+    model = tiny_model(markers=("HER2",), mpp=None)
+    given = replace(model, card=model.card.model_copy(update={"palette": {"HER2": tiny_palette()}}))
+    save_model(tmp_path / "model", given)
+    make(with_model(tmp_path, budget, "SDEdit", "MIU-Diff, fast"))
+    results = tmp_path / "out" / "set" / "results"
+    assert "dyes" not in json.loads((results / "sdedit" / "seed0" / "settings.json").read_text())["settings"]
+    row = results / "miu-diff-fast-fast" / "seed0"
+    recorded = json.loads((row / "settings.json").read_text())["settings"]
+    own = HEStains.model_validate(recorded["dyes"])
+    assert own != tiny_palette().dyes
+    name = next(row.glob("*.png")).name
+    he = read_image(tmp_path / "out" / "set" / "images" / "test" / "HE" / name)
+    section = Normaliser(own, tiny_palette().dyes)
+    model = load_model(tmp_path / "model")
+    config = MIUDiffConfig.model_validate(recorded["config"])
+    method = MIUDiff(model.for_marker("HER2"), model.estimator, config, CPU, tiny_palette())
+    key = NoiseKey(0, f"set/{Path(name).stem}")
+    made = to_uint8(method.translate(to_tensor(section.he(he)), [key]).detach())[0]
+    assert np.abs(section.ihc(made).astype(int) - read_image(row / name)).max() <= 2
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -7,7 +7,8 @@ slide or folder; a fit per tile would take a tile without nuclei for a palely st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,8 @@ from miudiff.config import Strict
 from miudiff.errors import DataError
 from miudiff.images import Pixels
 from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN, Floats, optical_density, stain_matrix
+
+log = logging.getLogger(__name__)
 
 SEEN = 2**18  # pixels of each image that are looked at, evenly over it
 FEWEST = 2000  # pixels of tissue below which nothing is estimated
@@ -108,12 +111,6 @@ class Normaliser:
         return f"hematoxylin {h:.2f}, eosin {e:.2f} (the model's H&E: {target_h:.2f}, {target_e:.2f})"
 
 
-def with_own_glass(dyes: HEStains, samples: Iterable[Pixels]) -> HEStains:
-    """These dyes on the glass of a section, from some uint8 [H, W, 3] of it: what can be said of one with too little tissue for its own."""
-    light = _glass(np.concatenate([_some(image) for image in samples]))
-    return dyes.model_copy(update={"light": rounded(light)})
-
-
 def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     """The dyes of a section, from some uint8 [H, W, 3] of it.
 
@@ -147,6 +144,16 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
         eosin=rounded(eosin),
         strength=(round(float(strength[0]), 4), round(float(strength[1]), 4)),
     )
+
+
+def dyes_of(samples: Sequence[Pixels], otherwise: HEStains) -> HEStains:
+    """The dyes of a section, from some uint8 [H, W, 3] of it; those given, on the section's own glass, where there is too little tissue."""
+    try:
+        return fit_he_stains(samples)
+    except DataError as error:
+        log.warning("taken for a section in the dyes of the model, but on its own glass: %s", error)
+        light = _glass(np.concatenate([_some(image) for image in samples]))
+        return otherwise.model_copy(update={"light": rounded(light)})
 
 
 _NOTHING = (np.full((1, 3), 255, np.uint8),) * 2

@@ -7,7 +7,6 @@ stainer.translate(Image.open("he.png"), mpp=0.5, seed=0).save("ihc.png")
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,12 +30,10 @@ from miudiff.methods.sdedit import Reverse
 from miudiff.methods.systems import GENERATORS, build, changed, configure, load_any, method_of, steps_of
 from miudiff.naming import SHIPPED
 from miudiff.noise import NoiseKey
-from miudiff.normalisation import HEStains, Normaliser, fit_he_stains, with_own_glass
+from miudiff.normalisation import HEStains, Normaliser, dyes_of
 from miudiff.tiling import Placed, over_all_tiles, places
 from miudiff.tissue import glass as find_glass
 from miudiff.tissue import with_glass
-
-log = logging.getLogger(__name__)
 
 OVERLAP = 32  # pixels over which two tiles are blended
 FUSED = 64  # pixels that neighbouring tiles share in mode fuse, where they meet in every step
@@ -207,11 +204,7 @@ class VirtualStainer:
         if self._target is None or self.normalise == "off":
             return None
         sized = [resize(he, *self.working_size(he.shape[0], he.shape[1], mpp)) for he, mpp in samples]
-        try:
-            return fit_he_stains(sized)
-        except DataError as error:
-            log.warning("taken for a section in the dyes of the model, but on its own glass: %s", error)
-            return with_own_glass(self._target, sized) if sized else None
+        return dyes_of(sized, self._target) if sized else None
 
     def for_section(self, dyes: HEStains | None) -> VirtualStainer:
         """The same stainer, model and batches for H&E of these dyes; None takes H&E as it is."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,10 +24,12 @@ from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.model import Model
 from miudiff.methods.systems import build
 from miudiff.noise import NoiseKey
+from miudiff.normalisation import Normaliser, dyes_of
 from miudiff.reproduce.cases import Case
 from miudiff.reproduce.rows import Row
 
 BATCH = 8  # test images that are translated at once
+SAMPLED = 16  # test images that their dyes are fitted on, evenly over them
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,10 @@ def translated(
     """
     folder = results_folder(case, row, seed)
     files = [folder / f"{name}.png" for name in case.test]
+    section = _section(case, row, model, marker)
     settings = _settings(row, model, marker, seed, placement)
+    if section:
+        settings["dyes"] = section.own.model_dump(mode="json")
     record = folder / "settings.json"
     before = read_json(record) if record.exists() else {}
     if before.get("settings") != settings:
@@ -82,14 +88,15 @@ def translated(
                 f"{case.name}: {row.name}: {len(batch)} images at once on {placement}",
                 "free the device, take another (--device cpu) or --precision bf16, or a budget with a smaller side",
             ):
-                he = to_tensor([sources[i] for i in batch]).to(placement.device)
+                pixels = [section.he(sources[i]) if section else sources[i] for i in batch]
+                he = to_tensor(pixels).to(placement.device)
                 ihc = method.translate(he, keys)
             if not torch.isfinite(ihc).all():
                 raise NonFiniteError(
                     f"{case.name}: {row.name}, seed {seed}: the network gave a NaN or an infinity for {case.test[batch[0]]} or its neighbours in {placement.precision}; look at its training, or take --precision fp32"
                 )
             for i, tile in zip(batch, to_uint8(ihc), strict=True):
-                write_image(files[i], tile)
+                write_image(files[i], section.ihc(tile) if section else tile)
             spent, made = spent + time.monotonic() - began, made + len(batch)
             write_json(record, {"settings": settings, "seconds": spent, "made": made})
         say(f"{case.name}: {row.name}, seed {seed}: {spent / made:.1f} s an image")
@@ -99,6 +106,16 @@ def translated(
 def results_folder(case: Case, row: Row, seed: int) -> Path:
     """Where a row's images of a seed lie."""
     return case.folder / "results" / row.slug / f"seed{seed}"
+
+
+def _section(case: Case, row: Row, model: Model | GeneratorModel, marker: str | None) -> Normaliser | None:
+    """What brings the test H&E to the dyes of MIU-Diff's palette, as `translate` does with a folder; None for systems without one."""
+    palette = model.palette(marker) if isinstance(model, Model) and row.method == "miu-diff" else None
+    if palette is None:
+        return None
+    files = case.files("HE")
+    chosen = np.linspace(0, len(files) - 1, min(SAMPLED, len(files))).round().astype(int)
+    return Normaliser(dyes_of([read_image(files[i]) for i in chosen], palette.dyes), palette.dyes)
 
 
 def _settings(
