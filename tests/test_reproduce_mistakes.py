@@ -49,7 +49,8 @@ def asked(tmp_path):
     ("word", "told"),
     [
         ("bci", "expected twin, or NAME=ROOT"),
-        ("a/b=.", "expected twin, or NAME=ROOT"),
+        ("a/b=.", "NAME is a folder's, without slashes"),
+        ("..=.", "without slashes or a leading dot"),
         ("=.", "expected twin, or NAME=ROOT"),
         ("bci=/no/such", "no such folder"),
         ("twin=.", "the name twin is that of the set that ships"),

@@ -77,8 +77,10 @@ def _root(word: str) -> tuple[str, Path | None]:
     if word == TWIN:
         return TWIN, None
     name, _, root = word.partition("=")
-    if not root or not name.strip() or any(c in name for c in "/\\."):
-        raise DataError(f"--data {word}: expected twin, or NAME=ROOT such as bci=/data/BCI_dataset")
+    if not root or not name.strip() or any(c in name for c in "/\\") or name.startswith("."):
+        raise DataError(
+            f"--data {word}: expected twin, or NAME=ROOT such as bci=/data/BCI_dataset; NAME is a folder's, without slashes or a leading dot"
+        )
     if name == TWIN:
         raise DataError(
             f"--data {word}: the name twin is that of the set that ships; give the dataset another, as in my{word}"
