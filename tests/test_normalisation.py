@@ -157,3 +157,14 @@ def test_pale_tissue_is_no_glass_in_a_field_without_any():
     light = fit_he_stains([image]).light
     assert len(set(light)) == 1
     assert light[0] == np.percentile(image.reshape(-1, 3), 99, axis=0).max()
+
+
+def test_a_result_is_on_the_glass_as_it_is_not_on_the_rims_of_a_scanner_that_sharpens():
+    glass = np.full((200, HE.shape[1], 3), 240, np.uint8)
+    glass[::20] = 255
+    dyes = fit_he_stains([np.concatenate([HE, glass])])
+    assert (dyes.light, dyes.glass) == ((255, 255, 255), (240, 240, 240))
+    white = np.full((4, 4, 3), 255, np.uint8)
+    assert (Normaliser(dyes, MODEL).ihc(white) == 240).all()
+    earlier = Normaliser(dyes.model_copy(update={"glass": None}), MODEL)
+    assert (earlier.ihc(white) == 255).all()

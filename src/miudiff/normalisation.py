@@ -30,6 +30,7 @@ FEWEST = 2000  # pixels of tissue below which nothing is estimated
 STAINED = 0.12  # optical density, mean of the three colours, from which a pixel is tissue, where strengths are not yet known
 SHARE = 0.4  # sum of both dyes, in strengths, from which it is tissue
 ROUNDS = 6  # in which tissue and strengths settle
+BRIGHT = 0.93  # of the brightest colour, from which a pixel is glass
 COLOURED = (
     0.35  # its range over the colours, in means: less is pigment, pen or dirt, which no dye of the two is
 )
@@ -45,7 +46,11 @@ Colour = tuple[float, float, float]
 class HEStains(Strict):
     """The glass and the two dyes of an H&E section."""
 
-    light: Colour = Field(description="Grey levels of the glass.")
+    light: Colour = Field(description="Grey levels of no density at all: of the brightest glass.")
+    glass: Colour | None = Field(
+        None,
+        description="Grey levels of the glass as it usually is; None, as in earlier records: the light's.",
+    )
     hematoxylin: Colour = Field(description="Unit vector of optical density.")
     eosin: Colour = Field(description="Unit vector of optical density.")
     strength: tuple[float, float] = Field(
@@ -87,8 +92,8 @@ class Normaliser:
     def ihc(self, pixels: Pixels) -> Pixels:
         """A result, whose glass is white, uint8 [H, W, 3], on the section's glass; the same shape."""
         found = np.empty_like(pixels)
-        for c, light in enumerate(self.own.light):
-            found[..., c] = np.round(np.arange(256) * light / 255).astype(np.uint8)[pixels[..., c]]
+        for c, level in enumerate(self.own.glass or self.own.light):
+            found[..., c] = np.round(np.arange(256) * level / 255).astype(np.uint8)[pixels[..., c]]
         return found
 
     @cached_property
@@ -122,7 +127,7 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     """
     parts = [(_some(image), _some(uniform_filter(image, (BLUR, BLUR, 0), np.float32))) for image in samples]
     sharp, smooth = (np.concatenate(kind) for kind in zip(*parts or [_NOTHING], strict=True))
-    light = _glass(sharp)
+    light, glass = _glass(sharp)
     dyed, of_dyes = (_coloured(optical_density(pixels, light)) for pixels in (sharp, smooth))
     tissue, of_tissue = (density[density.mean(axis=1) > STAINED] for density in (dyed, of_dyes))
     if (fewest := min(len(tissue), len(of_tissue))) < FEWEST:
@@ -140,6 +145,7 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
         )
     return HEStains(
         light=rounded(light),
+        glass=rounded(glass),
         hematoxylin=rounded(hematoxylin),
         eosin=rounded(eosin),
         strength=(round(float(strength[0]), 4), round(float(strength[1]), 4)),
@@ -152,8 +158,8 @@ def dyes_of(samples: Sequence[Pixels], otherwise: HEStains) -> HEStains:
         return fit_he_stains(samples)
     except DataError as error:
         log.warning("taken for a section in the dyes of the model, but on its own glass: %s", error)
-        light = _glass(np.concatenate([_some(image) for image in samples]))
-        return otherwise.model_copy(update={"light": rounded(light)})
+        light, glass = _glass(np.concatenate([_some(image) for image in samples]))
+        return otherwise.model_copy(update={"light": rounded(light), "glass": rounded(glass)})
 
 
 _NOTHING = (np.full((1, 3), 255, np.uint8),) * 2
@@ -165,14 +171,19 @@ def _some(image: NDArray[Any]) -> NDArray[Any]:
     return pixels[:: max(-(-len(pixels) // SEEN), 1)]
 
 
-def _glass(pixels: NDArray[Any]) -> Floats:
-    """The brightest colour [3] of [N, 3]; where both dyes can be seen in it, it is pale tissue, and its brightest level counts for all.
+def _glass(pixels: NDArray[Any]) -> tuple[Floats, Floats]:
+    """The brightest colour [3] of [N, 3], and the median of all that is nearly as bright: a scanner that sharpens has rims brighter than glass.
 
-    Both dyes absorb green most; a lamp is bluer or redder than white, but not magenta.
+    Where both dyes can be seen in it, it is pale tissue, and its brightest level counts for all. Both dyes absorb green most; a lamp is
+    bluer or redder than white, but not magenta.
     """
     light = np.percentile(pixels, 99, axis=0).clip(1, None)
     red, green, blue = np.log10(light.max() / light)
-    return np.full(3, light.max()) if green - max(red, blue) > TINGE else light
+    if green - max(red, blue) > TINGE:
+        white = np.full(3, light.max())
+        return white, white
+    bright = pixels[(pixels >= BRIGHT * light).all(axis=1)]
+    return light, np.median(bright, axis=0) if len(bright) else light
 
 
 def _coloured(density: Floats) -> Floats:
