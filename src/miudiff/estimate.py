@@ -19,6 +19,7 @@ import numpy as np
 
 from miudiff.device import wait_for
 from miudiff.errors import MiudiffError
+from miudiff.evenly import evenly
 from miudiff.images import Pixels, read_image, resize, write_image
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.sdedit import StepReport
@@ -102,7 +103,7 @@ def tell_images(
         scale: An image's micrometres per pixel.
     """
     counts, sizes, began = [], [], time.monotonic()
-    for path in _spread(paths, LOOKED_AT):
+    for path in evenly(paths, LOOKED_AT):
         with contextlib.suppress(MiudiffError):
             pixels = read_image(path)
             frame, count = _windows(stainer, pixels, scale(path))
@@ -132,12 +133,6 @@ def _windows(stainer: VirtualStainer, pixels: Pixels, mpp: float | None) -> tupl
     empty = stainer.find_glass(resize(pixels, frame.rows, frame.columns))
     kept = sum(stainer.is_glass(empty, top, left) for top in frame.tops for left in frame.lefts)
     return frame, len(frame.tops) * len(frame.lefts) - kept
-
-
-def _spread(paths: Sequence[Path], count: int) -> list[Path]:
-    """At most so many of the paths, evenly spread."""
-    count = min(count, len(paths))
-    return [paths[(2 * i + 1) * len(paths) // (2 * count)] for i in range(count)]
 
 
 def seconds_per_window(stainer: VirtualStainer, size: tuple[int, int], batch: int) -> float:

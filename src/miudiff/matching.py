@@ -13,6 +13,7 @@ from miudiff.data.tiles import TileImage
 from miudiff.data.twin import SKIMAGE_MPP, render_twin
 from miudiff.device import Placement
 from miudiff.errors import ConfigError, DataError
+from miudiff.evenly import evenly
 from miudiff.images import Pixels, read_image, to_tensor, to_uint8
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import Model, at_mpp
@@ -123,8 +124,7 @@ class _Twin:
 
 def _middles(images: Sequence[Pixels], multiple: int) -> Iterator[Pixels]:
     """The middles of some images, evenly chosen, at most `SIDE` pixels a side, in multiples of `multiple`."""
-    for i in np.linspace(0, len(images) - 1, min(FIELDS, len(images))).round().astype(int):
-        image = images[i]
+    for image in evenly(images, FIELDS):
         extents = [min(length // multiple * multiple, SIDE) for length in image.shape[:2]]
         top, left = ((n - extent) // 2 for n, extent in zip(image.shape[:2], extents, strict=True))
         yield image[top : top + extents[0], left : left + extents[1]]

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from miudiff import __version__
 from miudiff.config import parse
 from miudiff.errors import DataError
+from miudiff.evenly import evenly
 from miudiff.images import Pixels, read_image
 from miudiff.locks import lock
 from miudiff.normalisation import HEStains
@@ -98,8 +97,7 @@ def as_json(dyes: HEStains | None) -> Settings | None:
 def _fitted(
     stainer: VirtualStainer, sources: Sequence[Path], scale: Callable[[Path], float | None]
 ) -> Settings | None:
-    chosen = np.linspace(0, len(sources) - 1, min(FILES, len(sources))).round().astype(int)
-    return as_json(stainer.fit(_readable([sources[i] for i in chosen], scale)))
+    return as_json(stainer.fit(_readable(evenly(sources, FILES), scale)))
 
 
 def _readable(

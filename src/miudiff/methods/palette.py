@@ -62,7 +62,7 @@ LITTLE = 0.2  # of h, the hematoxylin of a basophilic cytoplasm
 CONTRAST = 2.0  # v of antigens that are none of nuclei
 MOST = 1.4  # of h and e: denser is not more positive, but a fold, pigment, or a nucleus that is crowded
 GRAIN = 0.7  # nuclei across: the same of u
-REACH = 1.5  # nuclei across: the square that says, averaged over twice, how crowded they are
+REACH = 1.5  # nuclei across: averaged over such a square twice, h says how basophilic tissue is around
 FEWEST = 300  # pixels of a kind for an image to count
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from miudiff.checkpoints import read_json, write_json
 from miudiff.device import Placement, enough_memory
 from miudiff.errors import NonFiniteError
+from miudiff.evenly import evenly
 from miudiff.images import Pixels, read_image, to_tensor, to_uint8, write_image
 from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.model import Model
@@ -113,9 +113,8 @@ def _section(case: Case, row: Row, model: Model | GeneratorModel, marker: str | 
     palette = model.palette(marker) if isinstance(model, Model) and row.method == "miu-diff" else None
     if palette is None:
         return None
-    files = case.files("HE")
-    chosen = np.linspace(0, len(files) - 1, min(SAMPLED, len(files))).round().astype(int)
-    return Normaliser(dyes_of([read_image(files[i]) for i in chosen], palette.dyes), palette.dyes)
+    sampled = [read_image(file) for file in evenly(case.files("HE"), SAMPLED)]
+    return Normaliser(dyes_of(sampled, palette.dyes), palette.dyes)
 
 
 def _settings(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from miudiff.cells import Bars, find_bars
+from miudiff.evenly import evenly
 from miudiff.slide_report.area import Area
 from miudiff.slide_report.blocks import BINS, Counts, Measured, Sums, measure_block
 from miudiff.slide_report.nuclei import Nuclei, diameter
@@ -136,11 +137,10 @@ def find_bars_of(slide: Slide, area: Area, across: float | None) -> Bars | None:
     rich = [block for block, share in shares if share and share >= full / 2]
     if not rich:
         return None
-    chosen = np.linspace(0, len(rich) - 1, min(LOOKED_AT, len(rich))).round().astype(int)
     # Of tissue alone: where glass was kept it is the H&E's, whose light may be another than the stain's.
     looked_at = [
         (read_scaled(slide, plane.box(block), block.width, block.height), area.tissue(block))
-        for block in (rich[i] for i in chosen)
+        for block in evenly(rich, LOOKED_AT)
     ]
     if not any(mask.any() for _, mask in looked_at):
         return None
