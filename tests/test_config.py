@@ -183,6 +183,7 @@ SETTINGS = {
         for mode in ("cut", "fastcut")
         for sizes in ({}, {"generator": {"width": 4, "blocks": 1}}, {"generator": {"blocks": 4}})
     ],
+    "distill": [{}, {"network": SMALL_NETWORK, "init": "teacher", "matching": {"levels": [5, 10]}}],
     "asp": [{}, {"generator": {"width": 4, "blocks": 1}}, {"generator": {"blocks": 3}, "pyramid": [1, 2]}],
 }
 
@@ -192,7 +193,7 @@ def every_run():
     for path in RECIPES.glob("*.yaml"):
         yield path.stem, read_yaml(path)
     for task, all_settings in SETTINGS.items():
-        budgets = [load_budget(name) for name in ("smoke", "mini", "paper")]
+        budgets = [load_budget(name) for name in ("smoke", "mini", "paper")] if task != "distill" else []
         for i, settings in enumerate([*all_settings, *(b.training(task).settings for b in budgets)]):
             yield f"{task}-{i}", RUN | {"task": task, task: settings}
 

@@ -20,8 +20,9 @@ from miudiff.methods.ilvr import ILVR, ILVRConfig
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.presets import ABLATIONS, PRESETS, preset
 from miudiff.methods.sdedit import ReverseConfig, SDEdit, SDEditConfig
+from miudiff.methods.student import OneStep, OneStepConfig
 from miudiff.noise import NoiseKey
-from tiny import CPU, NETWORK, tiny_classifier, tiny_estimator, tiny_score
+from tiny import CPU, NETWORK, tiny_classifier, tiny_estimator, tiny_score, tiny_student
 
 QUICK = ("reverse.start=40", "reverse.steps=8", "refinement.start=12", "refinement.lr=1e-3")
 
@@ -92,6 +93,7 @@ TRANSLATORS = {
     "miu-diff refined norms": lambda: miu_diff("refinement.weights=norms"),
     "miu-diff refined by low rank": lambda: miu_diff("refinement.weights=low_rank", "refinement.lr=1e-2"),
     "generator": one_pass,
+    "student": lambda: OneStep(tiny_student(), OneStepConfig(), CPU),
 }
 
 

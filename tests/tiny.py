@@ -8,6 +8,7 @@ from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
 from miudiff.information.estimator import Estimator, EstimatorConfig
 from miudiff.methods.model import Card, Model
 from miudiff.methods.palette import Palette
+from miudiff.methods.student import Student, StudentConfig
 from miudiff.stains import HE_EOSIN, HE_HEMATOXYLIN
 
 NETWORK = NetworkConfig(size=32, channels=(16, 32), attention=(16,), head_channels=8, groups=8)
@@ -57,6 +58,15 @@ def tiny_palette(nuclei: tuple[float, float, float] = (0.3, 0.35, 0.3)) -> Palet
         "basophilia": (0.1, 0.03),
     }
     return Palette.model_validate(values)
+
+
+def tiny_student(markers: int | None = None, seed: int = 3) -> Student:
+    """A student with random weights, its last layer too."""
+    torch.manual_seed(seed)
+    network = NETWORK.model_copy(update={"markers": markers, "learned_variance": False})
+    student = Student(StudentConfig(network=network, start=150, palette=False))
+    torch.nn.init.normal_(student.unet.conv_out.weight, std=0.02)
+    return student.eval().requires_grad_(False)
 
 
 def tiny_model(markers: tuple[str, ...] = (), mpp: float | None = 1.0, tile: int = 64) -> Model:

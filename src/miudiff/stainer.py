@@ -23,11 +23,22 @@ from miudiff.errors import ConfigError, DataError
 from miudiff.images import MAX_PIXELS, Pixels, resize
 from miudiff.methods.batches import Batches, Keyed
 from miudiff.methods.fusion import Fusion
-from miudiff.methods.generator import MULTIPLE, GeneratorModel, GeneratorTranslator
+from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import Model
 from miudiff.methods.sdedit import Reverse
-from miudiff.methods.systems import GENERATORS, build, changed, configure, load_any, method_of, steps_of
+from miudiff.methods.student import StudentModel
+from miudiff.methods.systems import (
+    TRAINED,
+    AnyModel,
+    build,
+    changed,
+    configure,
+    load_any,
+    method_of,
+    steps_of,
+    student_of,
+)
 from miudiff.naming import SHIPPED
 from miudiff.noise import NoiseKey
 from miudiff.normalisation import HEStains, Normaliser, dyes_of
@@ -66,7 +77,7 @@ class VirtualStainer:
 
     def __init__(
         self,
-        model: Model | GeneratorModel,
+        model: AnyModel,
         config: Strict | None,
         placement: Placement,
         marker: str | None = None,
@@ -86,7 +97,7 @@ class VirtualStainer:
         self.section: Normaliser | None = None
         self.method = build(config, model, self.marker, placement)
         self.steps_of_a_tile = steps_of(self.method)
-        self.name = model.method if isinstance(model, GeneratorModel) else method_of(config)
+        self.name = method_of(config) if isinstance(model, Model) else model.method
         if mode == "fuse":
             self._check_fusion()
         how = (self.reverse, placement, batch, self.tile)
@@ -94,8 +105,8 @@ class VirtualStainer:
 
     @property
     def reverse(self) -> Reverse | None:
-        """The reverse process; None for a generator. What is set as its `watch` is called in every step of every tile."""
-        return None if isinstance(self.method, GeneratorTranslator) else self.method.reverse
+        """The reverse process; None for what takes one pass. What is set as its `watch` is called in every step of every tile."""
+        return self.method.reverse
 
     @classmethod
     def load(
@@ -117,21 +128,27 @@ class VirtualStainer:
 
         Args:
             method: "miu-diff" (the default), "sdedit", "ilvr" or "egsde"; a generator's model is its own method.
-            preset: "fast" (the default), "thorough" or "paper" for MIU-Diff; "official" or "paper" for the others.
+            preset: "fast" (the default), "thorough" or "paper" for MIU-Diff, or "turbo", its one-step student; "official" or
+                "paper" for the others.
             changes: `key=value` words that change the preset, as in "guidance.scale=0.2".
 
         Raises:
             CheckpointError, ConfigError, DeviceError: As their messages say.
         """
         placement = place(device, precision)
-        loaded = load_any(model, placement)
+        loaded = load_any(student_of(model) if preset == "turbo" else model, placement)
         if isinstance(loaded, GeneratorModel):
             if method not in (None, loaded.method) or preset is not None or changes:
                 raise ConfigError(
                     f"{model}: a trained {loaded.method}, which has no settings; leave out method, preset and changes"
                 )
             return cls(loaded, None, placement, marker, glass, mode, batch, normalise)
-        if method in GENERATORS:
+        if isinstance(loaded, StudentModel):
+            if method not in (None, loaded.method):
+                raise ConfigError(f"{model}: a one-step student, expected no method, or {loaded.method}")
+            config = configure(loaded.method, preset, changes)
+            return cls(loaded, config, placement, marker, glass, mode, batch, normalise)
+        if method in TRAINED:
             raise ConfigError(f"{model}: a diffusion model, expected one trained as {method}")
         config = configure(method or "miu-diff", preset, changes)
         return cls(loaded, config, placement, marker, glass, mode, batch, normalise)
@@ -321,9 +338,7 @@ class VirtualStainer:
     @property
     def multiple(self) -> int:
         """What the sides of a piece are multiples of."""
-        if isinstance(self.model, GeneratorModel):
-            return MULTIPLE
-        return self.model.score.multiple
+        return self.model.multiple
 
     def steps(self, rows: int, columns: int) -> int:
         """How many reverse steps, over all pieces, an image of that working size takes."""

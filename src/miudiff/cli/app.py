@@ -23,7 +23,7 @@ app.command(model_app)
 
 Preset = Literal["fast", "thorough", "paper"]
 Words = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)]
-Method = Literal["miu-diff", "sdedit", "ilvr", "egsde", "cut", "fastcut", "asp"]
+Method = Literal["miu-diff", "one-step", "sdedit", "ilvr", "egsde", "cut", "fastcut", "asp"]
 Change = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)]
 
 

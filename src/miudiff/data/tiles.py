@@ -278,10 +278,14 @@ class Tiles(Dataset[dict[str, object]]):
         read_ahead(self.images, self.config, threads)
 
     def __getitem__(self, index: int) -> dict[str, object]:
+        image, tile = self.drawn(index)
+        return {self.stain: tile, "key": index, "marker": image.marker, "name": image.path.name}
+
+    def drawn(self, index: int) -> tuple[TileImage, torch.Tensor]:
+        """The image that item `index` is cut from, and the tile."""
         draw = Draw.of(self.seed, index, self._draws)
         image = self.images[draw.image(self._cumulative)]
-        tile = draw.tile(at_scale(image, self.config).pixels, self.config)
-        return {self.stain: tile, "key": index, "marker": image.marker, "name": image.path.name}
+        return image, draw.tile(at_scale(image, self.config).pixels, self.config)
 
 
 _Named = tuple[Path, float | None, DataConfig]

@@ -86,8 +86,8 @@ class NetworkConfig(Strict):
         return self.unshuffle * 2 ** (len(self.channels) - 1)
 
 
-def build_unet(config: NetworkConfig) -> UNet2DModel:
-    """A fresh network for `config`, channels-last."""
+def build_unet(config: NetworkConfig, inputs: int = 3) -> UNet2DModel:
+    """A fresh network for `config`, channels-last, of images of so many channels."""
     attended, folded = config.attends, 3 * config.unshuffle**2
     # diffusers' plain blocks ignore `downsample_type`; the ones with attention obey it.
     sampling, down, up = (
@@ -97,7 +97,7 @@ def build_unet(config: NetworkConfig) -> UNet2DModel:
     )
     unet = UNet2DModel(
         sample_size=config.size // config.unshuffle,
-        in_channels=folded,
+        in_channels=inputs * config.unshuffle**2,
         out_channels=2 * folded if config.learned_variance else folded,
         block_out_channels=config.channels,
         layers_per_block=config.layers,

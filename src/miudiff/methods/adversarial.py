@@ -7,13 +7,12 @@ the generator runs several times to one backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -33,7 +32,7 @@ from miudiff.gan import (
 from miudiff.methods.generator import GeneratorModel, MethodName, save_generator_model, without_norms
 from miudiff.methods.model import Card
 from miudiff.noise import NoiseKey
-from miudiff.training.descent import Descent, optimizer_over
+from miudiff.training.descent import Descent, average_gradients, optimizer_over, placed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 TAPS = (0, 4, 8, 12, 16)  # CUT's layers
@@ -120,11 +119,11 @@ class Players:
     ) -> None:
         self.config, self.accelerator, self.seed, self.steps = config, accelerator, seed, steps
         torch.manual_seed(seed)  # the initial weights
-        self.generator = self._placed(Generator(config.generator))
+        self.generator = placed(Generator(config.generator), accelerator)
         heads = PatchHeads(self.generator.channels(config.taps), config.head_width, epsilon)
         initialise(heads)
-        self.heads = self._placed(heads)
-        self.discriminator = self._placed(Discriminator(config.discriminator))
+        self.heads = placed(heads, accelerator)
+        self.discriminator = placed(Discriminator(config.discriminator), accelerator)
         self.networks = {
             "generator": self.generator,
             "heads": self.heads,
@@ -219,20 +218,3 @@ class Players:
     def export(self, folder: Path, method: MethodName, card: Card) -> None:
         """Write the generator as a model folder."""
         save_generator_model(folder, GeneratorModel(without_norms(self.generator), card, method))
-
-    def _placed(self, network: Network) -> Network:
-        """On the run's device, with the first process's weights."""
-        network.to(self.accelerator.device)
-        for value in network.state_dict().values():
-            value.copy_(broadcast(value.contiguous()))
-        return network
-
-
-def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over processes."""
-    if accelerator.num_processes == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    means = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-    for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view(gradient.shape))

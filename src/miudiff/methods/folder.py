@@ -15,7 +15,7 @@ from miudiff.errors import CheckpointError, ConfigError, DataError
 from miudiff.methods.palette import Palette
 
 INDEX = "model_index.json"
-PARTS = ("unet", "scheduler", "mi_estimator", "classifier", "generator")
+PARTS = ("unet", "scheduler", "mi_estimator", "classifier", "generator", "student")
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -31,6 +31,8 @@ MULTIPLE = 4  # the generator halves its input twice
 class GeneratorTranslator:
     """The translator of CUT, FastCUT and ASP. Nothing in it is random: the keys change nothing."""
 
+    reverse = None
+
     def __init__(self, generator: Generator, placement: Placement) -> None:
         self.generator, self.placement = generator.eval(), placement
 
@@ -57,6 +59,11 @@ class GeneratorModel:
     def identity(self) -> str:
         """Name and digest: what a result was made with."""
         return f"{self.card.name} {self.fingerprint}"
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a tile must be a multiple of."""
+        return MULTIPLE
 
 
 def without_norms(generator: Generator) -> Generator:

@@ -78,6 +78,11 @@ class Model:
         """Name and digest: what a result was made with."""
         return f"{self.card.name} {self.fingerprint}"
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of a tile must be a multiple of."""
+        return self.score.multiple
+
     def palette(self, marker: str | None) -> Palette | None:
         """The marker's palette, if the model has one."""
         return self.card.palette.get(marker or "")

@@ -1,32 +1,34 @@
 """Every system by its name: its settings, its presets, and how a translator is made of a loaded model.
 
-A new method is a file beside this one, a line in `SYSTEMS` and one in `build`. The generators' systems (CUT, FastCUT, ASP) have no
-settings once they are trained: their model says which they are.
+A new method is a file beside this one, a line in `SYSTEMS` and one in `build`. What is trained to translate in one pass says itself
+which method it is: the generators of CUT, FastCUT and ASP, which have no settings, and a student of MIU-Diff.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 from miudiff.checkpoints import read_json
 from miudiff.config import Strict, did_you_mean, override, parse
 from miudiff.device import Placement
-from miudiff.errors import ConfigError
-from miudiff.methods import egsde, ilvr, sdedit
+from miudiff.errors import CheckpointError, ConfigError
+from miudiff.methods import egsde, ilvr, sdedit, student
 from miudiff.methods.egsde import EGSDE, EGSDEConfig
+from miudiff.methods.folder import INDEX
 from miudiff.methods.generator import GeneratorModel, GeneratorTranslator, MethodName, load_generator_model
 from miudiff.methods.ilvr import ILVR, ILVRConfig
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import Model, load_model, model_folder
 from miudiff.methods.presets import PRESETS
 from miudiff.methods.sdedit import ReverseConfig, SDEdit, SDEditConfig
+from miudiff.methods.student import OneStep, OneStepConfig, StudentModel, load_student
 from miudiff.naming import SHIPPED
 
 
 class System(NamedTuple):
-    """A diffusion system's settings; the first of its presets is the one taken where none is named."""
+    """A system's settings; the first of its presets is the one taken where none is named."""
 
     config: type[Strict]
     presets: Mapping[str, Strict]
@@ -43,8 +45,14 @@ SYSTEMS: Mapping[str, System] = {
     "ilvr": System(ILVRConfig, ilvr.PRESETS),
     "egsde": System(EGSDEConfig, egsde.PRESETS),
 }
-GENERATORS = get_args(MethodName)
-Translating = MIUDiff | SDEdit | ILVR | EGSDE | GeneratorTranslator
+ONE_STEP = System(OneStepConfig, student.PRESETS)
+SETTINGS: Mapping[str, System] = {**SYSTEMS, StudentModel.method: ONE_STEP}
+TRAINED: Collection[str] = (
+    *get_args(MethodName),
+    StudentModel.method,
+)  # a model is of one of these, or of all others
+AnyModel = Model | GeneratorModel | StudentModel
+Translating = MIUDiff | SDEdit | ILVR | EGSDE | GeneratorTranslator | OneStep
 
 
 def configure(method: str, preset: str | None = None, changes: Sequence[str] = ()) -> Strict:
@@ -53,11 +61,11 @@ def configure(method: str, preset: str | None = None, changes: Sequence[str] = (
     Raises:
         ConfigError: No such system or preset, or a change that does not fit.
     """
-    if method not in SYSTEMS:
+    if method not in SETTINGS:
         raise ConfigError(
-            f"method '{method}': expected one of {', '.join(SYSTEMS)}{did_you_mean(method, SYSTEMS)}"
+            f"method '{method}': expected one of {', '.join(SETTINGS)}{did_you_mean(method, SETTINGS)}"
         )
-    system = SYSTEMS[method]
+    system = SETTINGS[method]
     preset = preset or system.usual
     if preset not in system.presets:
         raise ConfigError(
@@ -75,19 +83,36 @@ def changed(config: Strict, changes: Sequence[str], where: str = "the settings")
     return parse(type(config), override(config.model_dump(mode="json"), changes), where)
 
 
-def load_any(name: str | Path = SHIPPED, placement: Placement | None = None) -> Model | GeneratorModel:
-    """A model folder of either kind.
+def student_of(name: str | Path) -> Path:
+    """The folder of a model's student: its own, if it is one, or that of the model's name and "-turbo".
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    folder = model_folder(name)
+    if student.PART in read_json(folder / INDEX):
+        return folder
+    found = folder.with_name(f"{folder.name}-turbo")
+    if not (found / INDEX).is_file():
+        raise CheckpointError(
+            f"preset turbo: the model '{name}' has no student ({found} is no model folder), expected one that `miudiff train` made with task=distill; name it with --model, or take another preset"
+        )
+    return found
+
+
+def load_any(name: str | Path = SHIPPED, placement: Placement | None = None) -> AnyModel:
+    """A model folder of any kind.
 
     Raises:
         CheckpointError: Missing or damaged files, or weights that do not fit their configuration.
     """
-    index = read_json(model_folder(name) / "model_index.json")
+    index = read_json(model_folder(name) / INDEX)
+    if student.PART in index:
+        return load_student(name, placement)
     return load_generator_model(name, placement) if "generator" in index else load_model(name, placement)
 
 
-def build(
-    config: Strict | None, model: Model | GeneratorModel, marker: str | None, placement: Placement
-) -> Translating:
+def build(config: Strict | None, model: AnyModel, marker: str | None, placement: Placement) -> Translating:
     """The translator of a system's settings on a model; None for a generator, which has none.
 
     Raises:
@@ -100,6 +125,12 @@ def build(
             )
         model.card.check_marker(marker)
         return GeneratorTranslator(model.generator, placement)
+    if isinstance(model, StudentModel):
+        if not isinstance(config, OneStepConfig):
+            raise ConfigError(
+                f"'{model.card.name}' is a one-step student: expected the settings of {model.method}"
+            )
+        return model.translator(config, marker, placement)
     score, palette = model.for_marker(marker), model.palette(marker)
     match config:
         case MIUDiffConfig():
@@ -121,12 +152,12 @@ def build(
 
 def method_of(config: Strict | None) -> str:
     """The name of the system that these settings are of."""
-    return next(name for name, system in SYSTEMS.items() if type(config) is system.config)
+    return next(name for name, system in SETTINGS.items() if type(config) is system.config)
 
 
 def steps_of(translator: Translating) -> int:
-    """How many reverse steps a tile takes; 1 for a generator."""
-    if isinstance(translator, GeneratorTranslator):
+    """How many reverse steps a tile takes; 1 for what takes one pass."""
+    if translator.reverse is None:
         return 1
     walks = translator.config.repeats if isinstance(translator, SDEdit | EGSDE) else 1
     return walks * len(translator.reverse.sde)

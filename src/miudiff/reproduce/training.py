@@ -25,7 +25,6 @@ from miudiff.diffusion.score import build_unet
 from miudiff.errors import CheckpointError, ConfigError, DataError
 from miudiff.images import list_images, read_image
 from miudiff.matching import match_share
-from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.model import Card, Model, from_runs, load_model, model_folder, save_model, write_palettes
 from miudiff.methods.palette import Palette, measure_palette
 from miudiff.methods.presets import preset
@@ -171,9 +170,9 @@ def given_model(source: Source, placement: Placement) -> Model | None:
     if source.model is None:
         return None
     model = load_any(source.model, placement)
-    if isinstance(model, GeneratorModel):
+    if not isinstance(model, Model):
         raise ConfigError(
-            f"--model {source.name}={source.model}: a generator trained by {model.method}, expected a score model: a folder with a unet"
+            f"--model {source.name}={source.model}: trained as {model.method}, expected a score model: a folder with a unet"
         )
     return model
 

@@ -17,6 +17,7 @@ from miudiff.diffusion.classifier import NoisedClassifier
 from miudiff.diffusion.classifier_learner import ClassifierConfig
 from miudiff.diffusion.learner import ScoreConfig
 from miudiff.diffusion.score import build_unet
+from miudiff.distillation.learner import DistillConfig
 from miudiff.errors import ConfigError
 from miudiff.gan import Discriminator, Generator
 from miudiff.information.estimator import Estimator
@@ -24,7 +25,7 @@ from miudiff.information.learner import MIConfig
 from miudiff.methods.asp import ASPConfig
 from miudiff.methods.cut import CUTConfig
 
-Task = Literal["score", "mi", "classifier", "cut", "asp"]
+Task = Literal["score", "mi", "classifier", "cut", "asp", "distill"]
 MOST_PIXELS = 10**9  # of a batch: 12 GB
 MOST_WEIGHTS = 2 * 10**9  # of a run's networks: 8 GB, and four times as much for what trains them
 BOTH_STAINS: tuple[Task, ...] = ("classifier", "cut", "asp")  # learn from batches of "he" and "ihc"
@@ -38,16 +39,17 @@ class Sections(Strict):
     classifier: ClassifierConfig = ClassifierConfig()
     cut: CUTConfig = CUTConfig()
     asp: ASPConfig = ASPConfig()
+    distill: DistillConfig = DistillConfig()
 
 
 class RunConfig(Sections):
     """A training run."""
 
     task: Task = Field(
-        description="What is learned: the score model, the MI estimator, EGSDE's classifier, or the generator of CUT (FastCUT) or ASP."
+        description="What is learned: the score model, the MI estimator, EGSDE's classifier, the generator of CUT (FastCUT) or ASP, or a one-step student of MIU-Diff."
     )
     out: Path = Field(description="The run's folder; the same command goes on in it.")
-    data: DataConfig = Field(description="IHC images.")
+    data: DataConfig = Field(description="IHC images; of the task `distill`, H&E images.")
     he: DataConfig | None = Field(
         None,
         description="H&E images, for tasks that learn from both; what it does not say is as in `data`. None: those of `data`'s splits.",
@@ -114,10 +116,11 @@ def _check_sizes(config: RunConfig) -> None:
         raise ConfigError(
             f"batch_size: found {config.batch_size}, expected at most {most} tiles of {config.data.size} x {config.data.size} (data.size)"
         )
-    if config.task == "score" and config.data.size % network.multiple:
-        raise ConfigError(
-            f"data.size: found {config.data.size}, expected a multiple of {network.multiple}, as score.network.channels halve it"
-        )
+    for task, used in (("score", network), ("distill", config.distill.network)):
+        if config.task == task and config.data.size % used.multiple:
+            raise ConfigError(
+                f"data.size: found {config.data.size}, expected a multiple of {used.multiple}, as {task}.network.channels halve it"
+            )
     for key, data in (("data", config.data), ("held_out", config.held_out)):
         if config.task == "mi" and data is not None and data.size < 2 * patch:
             raise ConfigError(
@@ -132,6 +135,8 @@ def _check_weights(config: RunConfig) -> None:
         match config.task:
             case "score":
                 made: list[nn.Module] = [build_unet(network)]
+            case "distill":
+                made = [build_unet(config.distill.network)]
             case "classifier":
                 made = [NoisedClassifier(config.classifier.network)]
             case "mi":
@@ -150,7 +155,9 @@ def _check_stains(config: RunConfig) -> None:
     if config.task not in BOTH_STAINS:
         if config.he is not None or config.paired:
             key = "he" if config.he is not None else "paired"
-            raise ConfigError(f"'{key}': the task '{config.task}' learns from IHC alone; leave it out")
+            raise ConfigError(
+                f"'{key}': the task '{config.task}' learns from the images of 'data' alone; leave it out"
+            )
         return
     if config.he is None:
         if not all(names_both_stains(source) for source in config.data.sources):

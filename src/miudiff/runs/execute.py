@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.utils.data import Dataset
 
 from miudiff.checkpoints import find_states, write_json
 from miudiff.config import parse, read_yaml, to_yaml
@@ -19,13 +21,16 @@ from miudiff.data.tiles import Tiles, collate, find_images
 from miudiff.device import Placement, place
 from miudiff.diffusion.classifier_learner import ClassifierLearner
 from miudiff.diffusion.learner import ScoreLearner
+from miudiff.distillation.learner import DistillLearner
+from miudiff.distillation.teacher import HETiles, StudentTiles, Teacher
 from miudiff.errors import ConfigError
 from miudiff.images import same_scale, write_bytes
 from miudiff.information.estimator import Estimator
 from miudiff.information.learner import MILearner, held_out_curve
 from miudiff.methods.asp import ASPLearner
 from miudiff.methods.cut import CUTLearner
-from miudiff.methods.model import Card
+from miudiff.methods.model import Card, Model, load_model
+from miudiff.methods.systems import check_fit
 from miudiff.runs.config import BOTH_STAINS, RunConfig, Task, check
 from miudiff.training.learner import Learner
 from miudiff.training.loader import fitting_workers
@@ -33,6 +38,8 @@ from miudiff.training.loop import LoopConfig, train
 
 # May differ between the start of a run and its continuation; anything else would make it another run.
 _FREE = ("out", "held_out", "steps", "device", "precision", "log_every", "save_every", "workers")
+
+RunTiles = Tiles | PairedTiles | UnpairedTiles | HETiles
 
 
 def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
@@ -50,7 +57,9 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
     accelerator = accelerator_on(placement)
     main = accelerator.is_main_process
     with leaving(accelerator):
-        tiles, count = _tiles(config, say if main else _silent)
+        here = replace(placement, device=accelerator.device)
+        teacher = _teacher(config, here)
+        tiles, count = _tiles(config, teacher, say if main else _silent)
         workers = _workers(config, accelerator)
         if main:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +69,12 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
             if workers:
                 say(f"{workers} processes read tiles for each that trains")
         accelerator.wait_for_everyone()
-        _learn(config, tiles, workers, accelerator, say)
+        shown: Dataset[Any] = tiles
+        if teacher is not None and isinstance(tiles, HETiles):
+            shown = _taught(config, tiles, teacher, here, accelerator, say)
+        if workers:
+            tiles.read_ahead(workers)
+        _learn(config, shown, teacher, workers, accelerator, say)
         accelerator.wait_for_everyone()
     return config.out / "weights"
 
@@ -73,20 +87,58 @@ def _workers(config: RunConfig, accelerator: Accelerator) -> int:
     return fitting_workers(accelerator.device, 4 * images * 3 * config.data.size**2)
 
 
+def _teacher(config: RunConfig, placement: Placement) -> Model | None:
+    """The model that a student is distilled from.
+
+    Raises:
+        CheckpointError: There is none, or it is no diffusion model.
+        ConfigError: The run's tiles have another scale.
+    """
+    if config.task != "distill":
+        return None
+    teacher = load_model(config.distill.teacher, placement)
+    check_fit(teacher, config.distill.settings)
+    known, given = teacher.card.mpp, config.data.mpp
+    if known is not None and given is not None and not same_scale(known, given):
+        raise ConfigError(
+            f"data.mpp: found {given:g}, expected {known:g}, as the teacher '{teacher.card.name}'"
+        )
+    return teacher
+
+
+def _taught(
+    config: RunConfig,
+    tiles: HETiles,
+    teacher: Model,
+    placement: Placement,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> StudentTiles:
+    """A student's tiles, once the teacher has stained its own."""
+    regression, share = config.distill.regression, (accelerator.process_index, accelerator.num_processes)
+    results: list[Path] = []
+    if regression.steps:
+        made = Teacher(teacher, config.distill.settings, placement)
+        results = made.teach(
+            tiles, regression.tiles, config.out / "teacher", config.seed, share, config.batch_size, say
+        )
+        accelerator.wait_for_everyone()
+    return StudentTiles(tiles, results, regression.steps * config.batch_size)
+
+
 def _learn(
     config: RunConfig,
-    tiles: Tiles | PairedTiles | UnpairedTiles,
+    tiles: Dataset[Any],
+    teacher: Model | None,
     workers: int,
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> None:
-    if workers:
-        tiles.read_ahead(workers)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = (
             True  # batches have one size: the fastest convolutions are found once
         )
-    learner = learner_of(config, accelerator)
+    learner = learner_of(config, accelerator, teacher)
     loop = LoopConfig(config.steps, config.batch_size, config.log_every, config.save_every, workers)
     train(learner, tiles, collate, config.out, loop, accelerator, say)
     if not accelerator.is_main_process:
@@ -127,8 +179,11 @@ def _silent(line: str) -> None:
     pass
 
 
-def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Tiles | PairedTiles | UnpairedTiles, str]:
+def _tiles(config: RunConfig, teacher: Model | None, say: Callable[[str], None]) -> tuple[RunTiles, str]:
     """The task's tiles, and how many images they come from, in words."""
+    if teacher is not None:
+        images = find_images(config.data, (), say, "HE")
+        return HETiles(images, config.data, config.seed, teacher), f"{len(images)} H&E images"
     if config.task in BOTH_STAINS and config.paired:
         pairs = find_pairs(config.data, config.he, config.markers, say)
         return PairedTiles(pairs, config.data, config.seed), f"{len(pairs)} pairs"
@@ -144,8 +199,11 @@ def _tiles(config: RunConfig, say: Callable[[str], None]) -> tuple[Tiles | Paire
     )
 
 
-def learner_of(config: RunConfig, accelerator: Accelerator) -> Learner:
-    """The learner of a run's task, with fresh weights."""
+def learner_of(config: RunConfig, accelerator: Accelerator, teacher: Model | None = None) -> Learner:
+    """The learner of a run's task, with fresh weights; a student's with its teacher."""
+    name = config.out.name or config.task
+    if teacher is not None:
+        return DistillLearner(config.distill, accelerator, config.seed, config.steps, teacher, name)
     if config.task == "score":
         return ScoreLearner(config.score, accelerator, config.seed, config.steps)
     if config.task == "mi":
@@ -153,7 +211,7 @@ def learner_of(config: RunConfig, accelerator: Accelerator) -> Learner:
     if config.task == "classifier":
         return ClassifierLearner(config.classifier, accelerator, config.seed, config.steps)
     card = Card(
-        name=config.out.name or config.task,
+        name=name,
         markers=config.markers,
         mpp=config.data.mpp,
         tile=config.data.size,

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from miudiff.errors import NonFiniteError
 
 MOST = 100  # steps between two looks
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def optimizer_over(
@@ -98,3 +100,21 @@ class Descent:
                 raise NonFiniteError(
                     f"{what} {loss:g}, gradient norm {norm:g}", here=not math.isfinite(loss), step=step
                 )
+
+
+def placed(network: Network, accelerator: Accelerator) -> Network:
+    """A network on the run's device, with the first process's weights."""
+    network.to(accelerator.device)
+    for value in network.state_dict().values():
+        value.copy_(broadcast(value.contiguous()))
+    return network
+
+
+def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over processes."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    means = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view(gradient.shape))

@@ -1,0 +1,1 @@
+"""Distilling MIU-Diff into a student that translates in one step."""
