@@ -19,7 +19,7 @@ from miudiff.distillation.learner import DistillLearner
 from miudiff.distillation.losses import as_loss, coarse_squares, matching_gradient
 from miudiff.distillation.teacher import HETiles, StudentTiles, Teacher, key_of
 from miudiff.errors import CheckpointError, ConfigError, NonFiniteError
-from miudiff.images import read_image, to_tensor, write_image
+from miudiff.images import read_image, write_image
 from miudiff.methods.model import Card, Model, load_model, save_model
 from miudiff.methods.student import (
     OneStep,
@@ -166,7 +166,6 @@ def test_a_student_of_two_dimensions_ends_at_the_targets_distribution():
         optimizers[1].step()
     with torch.no_grad():
         after = sliced_wasserstein(made(4096).flatten(1), wanted)
-    print(before, after)
     assert after < before / 10
 
 
@@ -501,4 +500,13 @@ def test_distilling_and_staining_from_the_command_line(folder, capsys):
     assert "one-step" in json.dumps(record)
     capsys.readouterr()
     assert command("model", "card", model) == 0
-    assert to_tensor(read_image(folder / "out" / "field0.png")).isfinite().all()
+    told = capsys.readouterr().out
+    assert ": one-step, distilled from tiny " in told
+    assert "markers: A, B" in told
+    small = folder / "small"
+    assert command("model", "assemble", folder / "student", small, "--name", "small", "--half") == 0
+    file = "student/diffusion_pytorch_model.safetensors"
+    assert (small / file).stat().st_size < 0.55 * (model / file).stat().st_size
+    assert load_student(small).card.name == "small"
+    assert command("model", "assemble", folder / "student", folder / "x", "--name", "x", "--mpp", 1) == 2
+    assert "expected none of --mi" in capsys.readouterr().err

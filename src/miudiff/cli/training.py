@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miudiff.cli.app import Change, app, model_app, say
-from miudiff.errors import DataError
+from miudiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from miudiff.runs import RunConfig
@@ -56,10 +56,10 @@ def assemble(
     readme: Path | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Make a model folder from the weights of a score run and of an MI run.
+    """Make a model folder from the weights of a score run and of an MI run, or from those of a student's run.
 
     Args:
-        score: The score run's folder.
+        score: The score run's folder, or that of a run with task=distill, whose teacher says markers and scale.
         out: The model folder to write.
         name: The model's name.
         mi: The MI run's folder.
@@ -78,6 +78,7 @@ def assemble(
     from miudiff.config import parse
     from miudiff.methods.folder import check_free
     from miudiff.methods.model import Card, from_runs, save_model
+    from miudiff.methods.student import PART, load_student, save_student
     from miudiff.runs import trained_as
 
     check_free(out, overwrite)
@@ -85,6 +86,15 @@ def assemble(
         text = readme.read_text(encoding="utf-8") if readme else None
     except UnicodeDecodeError as error:
         raise DataError(f"{readme}: is not text, expected a model card in UTF-8") from error
+    dtype = torch.float16 if half else None
+    if (score / "weights" / PART).is_dir():
+        if mi or classifier or marker or mpp:
+            raise ConfigError(
+                f"{score}: a student, which has its teacher's markers and scale and needs no other run; expected none of --mi, --classifier, --marker, --mpp"
+            )
+        save_student(out, load_student(score / "weights").renamed(name, licence, description), dtype, text)
+        say(f"model: {out}")
+        return 0
     marker, mpp = trained_as(score, mi, marker, mpp)
     about = {
         "name": name,
@@ -101,8 +111,22 @@ def assemble(
         card,
         classifier / "weights" if classifier else None,
     )
-    save_model(out, made, torch.float16 if half else None, text)
+    save_model(out, made, dtype, text)
     say(f"model: {out}")
+    return 0
+
+
+@model_app.command
+def card(model: str) -> int:
+    """Say what a model is: its markers, scale, licence, digest and size, a student's teacher, and its model card.
+
+    Args:
+        model: A model folder, or the name of one that ships with the package.
+    """
+    from miudiff.methods.systems import describe
+
+    for line in describe(model):
+        say(line)
     return 0
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -157,6 +157,13 @@ class StudentModel:
     def multiple(self) -> int:
         """What the sides of a tile must be a multiple of."""
         return self.student.config.network.multiple
+
+    def renamed(self, name: str, licence: str, description: str) -> StudentModel:
+        """The same student under another name; a licence that is not stated is the teacher's."""
+        about = {"name": name, "description": description}
+        if licence != "not stated":
+            about["licence"] = licence
+        return replace(self, card=self.card.model_copy(update=about))
 
     def translator(self, config: OneStepConfig, marker: str | None, placement: Placement) -> OneStep:
         """The translator for one marker.

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from miudiff.checkpoints import read_json
+from miudiff.checkpoints import WEIGHTS, read_json
 from miudiff.config import Strict, did_you_mean, override, parse
 from miudiff.device import Placement
 from miudiff.errors import CheckpointError, ConfigError
@@ -110,6 +110,32 @@ def load_any(name: str | Path = SHIPPED, placement: Placement | None = None) -> 
     if student.PART in index:
         return load_student(name, placement)
     return load_generator_model(name, placement) if "generator" in index else load_model(name, placement)
+
+
+def describe(name: str | Path) -> list[str]:
+    """What a model says of itself, line by line.
+
+    Raises:
+        CheckpointError: As `load_any`.
+    """
+    model, folder = load_any(name), model_folder(name)
+    card = model.card
+    size = sum(path.stat().st_size for path in folder.glob(f"*/{WEIGHTS}")) / 1e6
+    kind = "a diffusion model, for " + ", ".join(SYSTEMS) if isinstance(model, Model) else model.method
+    if isinstance(model, StudentModel):
+        kind += f", distilled from {model.teacher}"
+    lines = [
+        f"{card.name}: {kind}",
+        f"markers: {', '.join(card.markers) or 'one, unnamed'}",
+        f"scale: {f'{card.mpp:g} um/px' if card.mpp else 'not stated'}, tiles of {card.tile} pixels",
+        f"licence: {card.licence}",
+        f"weights: {size:.1f} MB, digest {model.fingerprint}, in {folder}",
+        *([card.description] if card.description else []),
+        "For research use only, not for diagnosis.",
+    ]
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    return [*lines, *text.removeprefix("---").rpartition("\n---\n")[2].rstrip().splitlines()]
 
 
 def build(config: Strict | None, model: AnyModel, marker: str | None, placement: Placement) -> Translating:
