@@ -82,7 +82,15 @@ def test_the_right_half_of_the_picture_is_the_one_that_is_held_out():
 
 def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
     images = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
-    scores = {"psnr_real": 12.3456, "vif_source": math.inf, "iod_virtual": 30.0, "iod_real": 40.0}
+    scores = {
+        "dab_dice_real": 0.6,
+        "dab_r_8um_real": 0.41,
+        "darkness_dab_r_8um_real": 0.22,
+        "psnr_real": 12.3456,
+        "vif_source": math.inf,
+        "iod_virtual": 31_360.4,
+        "iod_real": 40.0,
+    }
     page(
         tmp_path / "report.html",
         {name: tissue(seed=i) for i, name in enumerate(images)},
@@ -93,10 +101,14 @@ def test_the_page_holds_every_image_and_number_and_needs_nothing_else(tmp_path):
     )
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == len(images)
-    assert all(word in text for word in ("psnr_real", "12.35", "vif_source", "Preset fast, seed 7, in 3 s."))
+    assert all(
+        word in text
+        for word in ("psnr_real", "12.35", "vif_source", "Preset fast, seed 7, in 3 s.", "31,360")
+    )
+    assert "by 0.41; the H&amp;E&#39;s mere darkness does by 0.22" in text
     for key in scores:
         (cells,) = re.findall(rf"<tr>(.*)<td>{key}</td></tr>", text)
-        assert cells.startswith(f"<td>{html.escape(NAMES[key])}</td>")
+        assert html.unescape(cells).startswith(f"<td>{NAMES[key]}</td>")
     assert "PSNR against the real IHC, dB" in text
     assert "http://" not in text
     assert "https://" not in text
@@ -125,7 +137,7 @@ def test_the_demo_writes_all_that_it_promises(tmp_path, tiny_stainer):
     assert np.array_equal(fake, VirtualStainer.load().translate(he, name="demo"))
     assert np.array_equal(read_image(tmp_path / "real_ihc.png"), real)
     assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(
-        score(fake[:, 64:], real[:, 64:], he[:, 64:])
+        score(fake[:, 64:], real[:, 64:], he[:, 64:], 1.0), nan_ok=True
     )
     assert str(tmp_path / "report.html") in lines[-1]
 
@@ -142,6 +154,7 @@ def test_the_weights_that_ship_stain_the_demos_tissue_better_than_its_own_he_loo
     he, real = he[half], real[half]
     untouched = score(he, real, he)
     assert scores["hist_rgb256"] > untouched["hist_rgb256"]
+    assert scores["dab_r_8um_real"] > scores["darkness_dab_r_8um_real"]
     turned = read_image(tmp_path / "virtual_ihc.png")[half][::-1, ::-1]
     assert scores["vif_source"] > 2 * score(turned, real, he)["vif_source"]  # the tissue stays where it is
 

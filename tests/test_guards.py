@@ -129,6 +129,14 @@ def test_a_scale_that_is_wrong_by_four_is_named_with_a_better_one(stated):
     )
 
 
+@pytest.mark.parametrize("stated", [0.05, 5.0, 10.0])
+def test_a_scale_at_which_no_nucleus_can_be_measured_is_named(stated):
+    (found,) = inspect([HE], stated)
+    assert (found.kind, found.figure) == ("scale", stated)
+    assert "expected 0.07 to 2.5" in found.text
+    assert "--mpp" in found.text
+
+
 def test_the_size_of_nuclei_follows_the_scale_and_lies_within_what_is_believed():
     sizes = [nuclear_size(*part([HE], MPP * times)) for times in (0.25, 0.5, 1, 2, 4)]
     assert sizes == sorted(sizes)

@@ -54,7 +54,7 @@ ALLOWED = {
     "samples": {"methods"},
     "result_folder": {"checkpoints"},
     "estimate": {"methods", "slides", "stainer"},
-    "section": {"result_folder", "stainer"},
+    "section": {"guards", "result_folder", "stainer"},
     "translation": {
         "checkpoints",
         "estimate",

@@ -246,12 +246,12 @@ def test_what_the_interval_does_not_tell_from_the_best_is_the_best_too():
 
 def test_the_demo_begins_with_its_row_and_numbers_come_last(tmp_path):
     names = ["he", "virtual_ihc", "real_ihc", "dab_virtual", "dab_real", "trajectory"]
-    scores = {"iod_virtual": 30.0, "iod_real": 40.0}
+    scores = {"dab_dice_real": 0.75, "dab_r_8um_real": 0.5, "darkness_dab_r_8um_real": 0.25}
     demo_page(tmp_path / "report.html", {name: flat(GREEN) for name in names}, scores, "fast", 0, 1.0)
     page = (tmp_path / "report.html").read_text()
     order(
         page,
-        "75 % of the real one",
+        "a Dice of 0.75",
         BANNER,
         ">H&amp;E<",
         ">Virtual IHC<",

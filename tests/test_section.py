@@ -212,6 +212,19 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_stained(he, tmp_pa
     assert record(tmp_path / "ihc")["runs"][0]["dyes"] == fitted(FIELDS["b.png"], FIELDS["c.png"])
 
 
+def test_what_is_no_h_and_e_has_no_say_in_the_dyes(he, tmp_path, translate):
+    """Neither where it is refused nor where it is only warned of."""
+    _, ihc = twin_region("train")
+    write_image(he / "d.png", ihc[:128, :128])
+    code, _, errors = translate(he, tmp_path / "strict", "--strict")
+    assert code == 3
+    assert "d.png: looks like a DAB IHC section" in errors
+    assert all(line.count("--strict") == 1 for line in errors.splitlines())
+    assert translate(he, tmp_path / "warned")[0] == 0
+    for folder in ("strict", "warned"):
+        assert record(tmp_path / folder)["runs"][0]["dyes"] == fitted(*FIELDS.values())
+
+
 # Slides
 
 

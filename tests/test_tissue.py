@@ -62,6 +62,19 @@ def test_dust_on_glass_is_glass_and_a_lone_cell_is_none():
     assert found[157, 157] == 0
 
 
+def test_a_red_cell_on_glass_is_stained_and_the_glass_around_it_stays():
+    image = field((236, 234, 236), 240, 240, grain=1)
+    image[100:114, 100:114] = (215, 60, 120)  # 7 um across
+    image[40:44, 40:44] = 90  # colourless: dust
+    found = glass(image, 0.5)
+    assert found[107, 107] == 0
+    assert found[42, 42] == 1
+    assert found[107, 170] == 1
+    assert min(found[107, 140], found[75, 107]) > 0.98
+    stained = stainer().translate(image, 1.0)
+    assert np.array_equal(stained[:60], image[:60])
+
+
 def stainer(**changes):
     config = configure("miu-diff", "fast", ("reverse.steps=2", "refinement.start=0", "reverse.palette=false"))
     return VirtualStainer(tiny_model(), config, CPU, **changes)

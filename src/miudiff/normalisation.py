@@ -132,7 +132,7 @@ def fit_he_stains(samples: Iterable[Pixels]) -> HEStains:
     tissue, of_tissue = (density[density.mean(axis=1) > STAINED] for density in (dyed, of_dyes))
     if (fewest := min(len(tissue), len(of_tissue))) < FEWEST:
         raise DataError(
-            f"{fewest} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; take a field with more tissue, or switch normalisation off"
+            f"{fewest} pixels of tissue, expected at least {FEWEST} to estimate the dyes from; give more tissue, or take it as it is (--normalise off)"
         )
     for _ in range(ROUNDS):
         hematoxylin, eosin = _dyes(of_tissue)

@@ -15,6 +15,7 @@ from miudiff import __version__
 from miudiff.config import parse
 from miudiff.errors import DataError
 from miudiff.evenly import evenly
+from miudiff.guards import inspect
 from miudiff.images import Pixels, read_image
 from miudiff.locks import lock
 from miudiff.normalisation import HEStains
@@ -103,7 +104,9 @@ def _fitted(
 def _readable(
     paths: Sequence[Path], scale: Callable[[Path], float | None]
 ) -> Iterator[tuple[Pixels, float | None]]:
-    """Images and their scales; one that cannot be read is told when its turn comes."""
+    """Images of H&E and their scales; one that is something else, or cannot be read, is told when its turn comes."""
     for path in paths:
         with contextlib.suppress(DataError):
-            yield read_image(path), scale(path)
+            pixels = read_image(path)
+            if not any(one.kind == "stain" for one in inspect([pixels], None)):
+                yield pixels, scale(path)

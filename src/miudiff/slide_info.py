@@ -16,7 +16,7 @@ from miudiff.slides.choice import tissue_samples
 from miudiff.slides.encoding import Compression
 from miudiff.slides.frame import Frame, frame_of
 from miudiff.slides.overview import TissueMap, describe, tissue_mask
-from miudiff.slides.reader import Slide, open_slide
+from miudiff.slides.reader import Slide, is_slide, open_slide
 from miudiff.slides.runner import GROUP, READ_AHEAD
 from miudiff.slides.sight import Rectangle, Sight, marking
 from miudiff.stainer import VirtualStainer
@@ -57,9 +57,11 @@ def tell_slides(
                 began = time.monotonic()
                 tissue = _describe(slide, mpp, mark, say)
                 spent = time.monotonic() - began
-                if load is not None and scale is not None:
+                if load is not None and (scale is not None or not is_slide(path)):
                     stainer = stainer or load()
-                found = _look(slide, scale, tissue, stainer, mark, say)
+                # As `translate` takes them: an image without a scale as if it had the model's, a slide not at all.
+                assumed = stainer.model.card.mpp if stainer and scale is None else scale
+                found = _look(slide, assumed, tissue, stainer, mark, say)
                 if strict and found:
                     failed.append(f"{path}: {'; '.join(one.text for one in found)}")
                     continue

@@ -20,6 +20,7 @@ GRAIN = 1.0  # micrometres: smaller differences are the noise of a camera or of 
 # Bounds of luma, of the largest difference of two colours, and of luma's spread in the surroundings, each of 0 to 1. Scanners
 # differ in the grey of their glass: a darker one has to be flatter and greyer to be no tissue.
 BRIGHT, GREY = (0.75, 0.07, 0.03), (0.4, 0.05, 0.02)
+DYED = 0.15  # largest difference of two colours from which a speck is stained
 
 
 def glass(image: Pixels, mpp: float | None) -> NDArray[np.float32]:
@@ -39,7 +40,10 @@ def glass(image: Pixels, mpp: float | None) -> NDArray[np.float32]:
     found = np.zeros(luma.shape, bool)
     for least, colour, rough in (BRIGHT, GREY):
         found |= (luma > least) & (chroma < colour) & (spread < rough)
-    wide = _opened(_without_dust(found, SPECK / (mpp or 1.0) ** 2), radius)
+    filled = _without_dust(found, SPECK / (mpp or 1.0) ** 2)
+    wide = _opened(filled, radius)
+    # What is small and has a dye's colour is no dust but a lone cell: the glass around it stays, and the cell is stained.
+    wide &= ~ndimage.binary_dilation(filled & ~found & (chroma > DYED), iterations=max(1, round(2 * grain)))
     return np.clip(2 * ndimage.gaussian_filter(wide.astype(np.float32), 2 * grain) - 1, 0, 1)
 
 

@@ -32,12 +32,15 @@ SPECKS = 0.002  # share of a picture from which on its colours are looked at
 SHARP = 0.33  # contrast of fine over coarse detail
 NUCLEAR = (5.6, 8.8)  # micrometres
 PIXELS = 4.8  # across the least that is found: at a coarse scale more than nuclei
+# Micrometres per pixel: finer than slide scanners and 100x lenses have, and coarser than nuclei of a few pixels, which then say nothing.
+SCANNED = (0.07, 2.5)
 # The size that is found where the scale stated is so many times the true one, as medians of H&E of known scale.
 FOUND = ((5.3, 0.25), (5.9, 0.5), (7.1, 1.0), (8.9, 2.0), (11.2, 4.0))
 
-STAIN = "the model stains H&E alone, and --strict refuses the rest"
-SCAN = "give the scan of the H&E section itself; --strict refuses the rest"
-PEN = "draw the tissue around it with --roi, or wipe the glass and scan it again"
+REFUSES = "; --strict refuses all else"
+STAIN = f"give H&E, the only stain that the model translates{REFUSES}"
+SCAN = f"give the scan of the H&E section itself{REFUSES}"
+PEN = "stain the tissue around it alone (a slide's by --roi, an image's by cutting it out), or wipe the glass and scan it again"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def inspect(
         return (found,)
     if mpp is None:
         return ()
+    if not SCANNED[0] <= mpp <= SCANNED[1]:  # no nucleus can be measured then
+        return (_of_stated(mpp),)
     parts, scale = part(samples, mpp)
     findings = [_of_focus(sharpness(parts, scale), mpp), _of_scale(nuclear_size(parts, scale), mpp)]
     if reference is not None:
@@ -88,7 +93,8 @@ def warn(path: Path, findings: Sequence[Finding], strict: bool) -> list[dict[str
     """
     lines = [one.text for one in findings]
     if strict and lines:
-        raise DataError(f"{path}: {'; '.join(lines)} (refused, as --strict asks)")
+        told = "; ".join(line.removesuffix(REFUSES) for line in lines)
+        raise DataError(f"{path}: {told} (refused, as --strict asks)")
     for line in lines:
         log.warning("%s: %s", path, line)
     return [asdict(one) | {"figure": round(one.figure, 4)} for one in findings]
@@ -130,7 +136,7 @@ def _looks(like: str, measured: str, figure: float, most: float, fix: str) -> Fi
 
 def _of_tissue(share: float) -> Finding:
     expected = f"at least {TISSUE:.0%}"
-    text = f"{share:.1%} of it is tissue, expected {expected}; there is nothing to stain, choose another place with --roi"
+    text = f"{share:.1%} of it is tissue, expected {expected}; there is nothing to stain, choose another place (of a slide, with --roi)"
     return Finding("tissue", share, expected, text)
 
 
@@ -154,6 +160,13 @@ def _of_scale(size: float, mpp: float) -> Finding | None:
     expected = f"{low:g} to {high:g}"
     text = f"its nuclei are {size:.1f} um across at {mpp:.3g} um per pixel, expected {expected}, as at about {believed:.2g} um per pixel; give the right scale with --mpp"
     return Finding("scale", size, expected, text)
+
+
+def _of_stated(mpp: float) -> Finding:
+    expected = f"{SCANNED[0]:g} to {SCANNED[1]:g}"
+    seen = "nuclei are too small to be seen" if mpp > SCANNED[1] else "no slide scanner is as fine"
+    text = f"is stated to have {mpp:.3g} um per pixel, expected {expected}: {seen}; give the right scale with --mpp"
+    return Finding("scale", mpp, expected, text)
 
 
 def _of_distance(distance: float, reference: HEReference) -> Finding | None:

@@ -60,7 +60,7 @@ FOREMOST = (
     "sharpness_real",
 )
 SAME_NOISE = "First seed; every diffusion row of a tile begins from the same noise."
-BEST = "Bold is the best of a column, and what its interval over seeds does not tell from the best"
+BEST = "Bold is the best system of a column (the H&E's darkness is none), and what its interval over seeds does not tell from the best"
 
 
 @dataclass(frozen=True)
