@@ -150,6 +150,17 @@ def test_glass_may_be_warm_cold_or_greenish(tint):
     assert fit_he_stains([image]).light == pytest.approx(brightest)
 
 
+def test_a_result_of_a_field_without_glass_lies_on_what_scanners_usually_have():
+    pale = np.full((120, 120, 3), (190, 145, 190), np.uint8)
+    pale[:40] = (80, 50, 130)
+    pale[40:80] = (180, 90, 140)
+    found = fit_he_stains([pale])
+    assert found.light == (190, 190, 190)
+    assert found.glass == (240, 240, 240)
+    bright = np.minimum(pale.astype(int) + 60, 255).astype(np.uint8)
+    assert fit_he_stains([bright]).glass == (250, 250, 250)
+
+
 def test_pale_tissue_is_no_glass_in_a_field_without_any():
     """All pixels have some of both dyes, so that the brightest colour is lavender."""
     amounts = separate_stains(HE, rgb_from_he, np.array([246, 243, 245], float)).clip(0)[..., :2]

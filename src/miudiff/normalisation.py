@@ -37,6 +37,7 @@ COLOURED = (
 BLUR = 5  # pixels over which colours are averaged, fewer than a nucleus has: noise and JPEG's colours widen the angle
 EXTREMES = (0.5, 99.5)  # percentiles of the angle that are the dyes
 NEAR = 0.8  # cosine to the reference dye below which an estimate is not believed
+UNSEEN = 240.0  # grey level of the glass of a field that shows none
 TINGE = 0.025  # optical density by which the brightest colour lacks more green than red and blue, from which it is no glass
 # Percentiles of the amounts that are the strengths: nuclei are few and dense, and what is densest of eosin is blood.
 STRENGTH = (99.0, 75.0)
@@ -174,14 +175,14 @@ def _some(image: NDArray[Any]) -> NDArray[Any]:
 def _glass(pixels: NDArray[Any]) -> tuple[Floats, Floats]:
     """The brightest colour [3] of [N, 3], and the median of all that is nearly as bright: a scanner that sharpens has rims brighter than glass.
 
-    Where both dyes can be seen in it, it is pale tissue, and its brightest level counts for all. Both dyes absorb green most; a lamp is
-    bluer or redder than white, but not magenta.
+    Where both dyes can be seen in it, it is pale tissue, and its brightest level counts for all; a result then lies on what scanners
+    usually have for glass, if that is brighter. Both dyes absorb green most; a lamp is bluer or redder than white, but not magenta.
     """
     light = np.percentile(pixels, 99, axis=0).clip(1, None)
     red, green, blue = np.log10(light.max() / light)
     if green - max(red, blue) > TINGE:
         white = np.full(3, light.max())
-        return white, white
+        return white, white.clip(UNSEEN)
     bright = pixels[(pixels >= BRIGHT * light).all(axis=1)]
     return light, np.median(bright, axis=0) if len(bright) else light
 
