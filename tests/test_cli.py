@@ -438,7 +438,10 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_earlier_results(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     line = mistake(2, "translate", he, tmp_path / "ihc", "--model", model, *QUICK)
-    assert line == f"miudiff: {tmp_path / 'ihc' / 'b.png'}: cannot be written (No space left on device)"
+    assert (
+        line
+        == f"miudiff: {tmp_path / 'ihc' / 'b.png'}: cannot be written (No space left on device); free some space, and the same command goes on"
+    )
     assert names(tmp_path / "ihc") == ["a.png"]
     read_image(tmp_path / "ihc" / "a.png")
 

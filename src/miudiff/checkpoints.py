@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from miudiff.errors import CheckpointError, DataError
+from miudiff.errors import CheckpointError, unwritable
 from miudiff.images import atomic, write_bytes, write_text
 
 
@@ -187,7 +187,7 @@ def append_json(path: Path, line: Mapping[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(path, error) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

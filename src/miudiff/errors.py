@@ -3,6 +3,8 @@
 Programmers' mistakes stay `ValueError`; the command line turns a `MiudiffError` into one line and exit code 2.
 """
 
+import errno
+
 
 class MiudiffError(Exception):
     """A user's mistake, told in one line."""
@@ -14,6 +16,13 @@ class ConfigError(MiudiffError):
 
 class DataError(MiudiffError):
     """An image, a folder or a dataset cannot be used as it is."""
+
+
+def unwritable(path: object, error: OSError) -> DataError:
+    """What to raise for a file or folder that an operating system's error keeps from being written."""
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))  # Windows has no quota
+    fix = "; free some space, and the same command goes on" if full else ""
+    return DataError(f"{path}: cannot be written ({error.strerror or error}){fix}")
 
 
 class CheckpointError(MiudiffError):

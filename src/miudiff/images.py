@@ -25,7 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from miudiff.errors import DataError
+from miudiff.errors import DataError, unwritable
 from miudiff.formats.reading import MAX_BYTES, TIFF, read_plain, read_tiff
 from miudiff.formats.reading import MAX_PIXELS as MAX_PIXELS
 from miudiff.formats.scale import stated
@@ -242,7 +242,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # its folder may be what could not be written
             part.unlink(missing_ok=True)

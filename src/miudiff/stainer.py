@@ -190,14 +190,7 @@ class VirtualStainer:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise DataError(f"an array of {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
         height, width = image.shape[:2]
-        rows, columns = self.working_size(height, width, mpp)
-        found = f"{width} x {height} pixels are {columns} x {rows} at the model's scale"
-        if min(rows, columns) < self.least:
-            raise DataError(
-                f"{found}, expected at least {self.least} on each side; give a larger field, or its mpp"
-            )
-        if rows * columns > MAX_PIXELS:
-            raise DataError(f"{found}, expected at most {MAX_PIXELS:,} pixels; cut it first, or give its mpp")
+        rows, columns = self.fitting_size(height, width, mpp)
         key = NoiseKey(seed, name)
         resized = resize(image, rows, columns)
         empty = self.find_glass(resized)
@@ -347,6 +340,22 @@ class VirtualStainer:
         return (
             math.prod(len(places(side, self.window, self.overlap)) for side in sides) * self.steps_of_a_tile
         )
+
+    def fitting_size(self, height: int, width: int, mpp: float | None) -> tuple[int, int]:
+        """`working_size`, of an image that can be stained.
+
+        Raises:
+            DataError: Too small or too large at the model's scale, or an mpp that no light microscope has.
+        """
+        rows, columns = self.working_size(height, width, mpp)
+        found = f"{width} x {height} pixels are {columns} x {rows} at the model's scale"
+        if min(rows, columns) < self.least:
+            raise DataError(
+                f"{found}, expected at least {self.least} on each side; give a larger field, or its mpp"
+            )
+        if rows * columns > MAX_PIXELS:
+            raise DataError(f"{found}, expected at most {MAX_PIXELS:,} pixels; cut it first, or give its mpp")
+        return rows, columns
 
     def working_size(self, height: int, width: int, mpp: float | None) -> tuple[int, int]:
         """The image's (rows, columns) at the model's scale.

@@ -275,7 +275,7 @@ class _Work:
                     f"{result}: cannot be written, expected one of {', '.join(SUFFIXES)}; name the target"
                 )
             scale, told = _scale(path, self.mpp, self.stainer)
-            rows, columns = self.stainer.working_size(pixels.shape[0], pixels.shape[1], scale)
+            rows, columns = self.stainer.fitting_size(pixels.shape[0], pixels.shape[1], scale)
             card = self.stainer.model.card
             findings = warn(path, inspect([pixels], scale or card.mpp, card.he_reference), self.strict)
             self.say(

@@ -105,7 +105,9 @@ def _colour(path: Path, array: NDArray[np.generic], mode: str) -> Pixels:
         bits = array.dtype.itemsize * 8 if array.dtype != np.bool_ else 1
         raise _too_deep(path, bits)
     if array.ndim == 2 or array.shape[-1] == 1 or mode == "LA":
-        raise DataError(f"{path}: a grey image ({mode}), expected RGB colour of a stained section")
+        raise DataError(
+            f"{path}: a grey image ({mode}), expected RGB colour of a stained section; give its colour scan"
+        )
     if array.shape[-1] == 4 and mode in ("RGBA", "RGB", "P", "YCBCR"):
         if (array[..., 3] != 255).any():
             share = (array[..., 3] != 255).mean()

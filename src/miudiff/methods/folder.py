@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from miudiff.checkpoints import WEIGHTS
-from miudiff.errors import CheckpointError, ConfigError, DataError
+from miudiff.errors import CheckpointError, ConfigError, DataError, unwritable
 from miudiff.methods.palette import Palette
 
 INDEX = "model_index.json"
@@ -60,7 +60,7 @@ def whole(folder: Path) -> Iterator[Path]:
             os.replace(folder, old)
         os.replace(new, folder)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(folder, error) from error
     finally:
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)

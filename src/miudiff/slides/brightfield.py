@@ -39,7 +39,9 @@ def check_brightfield(slide: Slide) -> None:
             "brightfield scan of an H&E section"
         )
     if float(luma.std()) > 0.02 and not (lit.max(-1) - lit.min(-1)).any():
-        raise SlideError(f"{slide.path}: a grey image stored as RGB, expected colour of a stained section")
+        raise SlideError(
+            f"{slide.path}: a grey image stored as RGB, expected colour of a stained section; give its colour scan"
+        )
 
 
 def _windows(slide: Slide) -> list[Pixels]:

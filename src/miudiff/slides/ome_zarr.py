@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from miudiff.errors import DataError
+from miudiff.errors import DataError, unwritable
 from miudiff.images import part_name
 from miudiff.slides.pyramid import BlockStore, Layout
 
@@ -51,7 +51,7 @@ def export_zarr(store: BlockStore, path: str | Path, mpp: float | None, name: st
             shutil.rmtree(path)
         os.replace(part, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

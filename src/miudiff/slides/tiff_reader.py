@@ -126,7 +126,9 @@ def _largest(path: Path, tiff: Any) -> Any:
     if photometric(key) == "PALETTE":
         raise SlideError(f"{path}: PALETTE pixels, expected RGB; convert it first")
     if axes == "YX":
-        raise SlideError(f"{path}: a grey image ({what}), expected RGB colour of a stained section")
+        raise SlideError(
+            f"{path}: a grey image ({what}), expected RGB colour of a stained section; give its colour scan"
+        )
     if set(axes) <= set("CYX"):
         raise SlideError(
             f"{path}: {series.shape[series.axes.index('C')]} separate channels ({what}): fluorescence, or colour written "
