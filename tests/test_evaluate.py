@@ -125,7 +125,7 @@ def test_every_file_is_written_and_agrees(folders, capsys):
         assert "translation.json" in text
         assert all(key in text for key in result["mean"])
     assert f"{result['mean']['vif_source']:.4g}" in printed.out
-    titles = re.findall(r"<h2>(Worst|Best) cases</h2>", page)
+    titles = re.findall(r"<h2>(Worst|Best) case</h2>", page)
     assert titles == ["Worst", "Best"]
     assert sum(name in page for name in NAMES) == 3
 
@@ -133,7 +133,7 @@ def test_every_file_is_written_and_agrees(folders, capsys):
 def test_the_page_begins_with_cases_and_a_plot_and_folds_the_numbers(folders):
     assert evaluate("G", "R", "--source", "S", "--nucleus", "12", "--out", "o") == 0
     page = (folders / "o" / "report.html").read_text()
-    marks = ["Worst cases</h2>", "Best cases</h2>", "How near to the real stain", "<details>", "<table>"]
+    marks = ["Worst case</h2>", "Best case</h2>", "How near to the real stain", "<details>", "<table>"]
     places = [page.index(mark) for mark in marks]
     assert places == sorted(places)
     assert page.index("<img") < page.index("<table>")

@@ -106,7 +106,7 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
     if scores is None:
         raise ValueError("nothing was scored")
     first, rows = table_rows(scores, short=True), table_rows(scores)
-    lead = _lead(evaluation, scores)
+    lead = f"{_compared(about)}{_lead(evaluation, scores)}"
     key = _ranked_by(scores)
     notes = [*evaluation.warnings, *evaluation.notes, *_left_over(evaluation), *_unranked(scores, key)]
     write_text(folder / CSV, _csv(scores))
@@ -137,7 +137,7 @@ def write_results(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]
         *(Folded(table.title, [table]) for table in tables),
         Folded("Notes", [Notes("Notes", notes)]),
     ]
-    shown = [_rows(f"{title} cases", pairs[:1], key) for title, pairs in cases.items()]
+    shown = [_rows(f"{title} case", pairs[:1], key) for title, pairs in cases.items()]
     write_page(folder / PAGE, "Virtual stains, measured", lead, [*shown, plot, *folded])
     return [folder / name for name in (CSV, JSON, MARKDOWN, PAGE)]
 
@@ -194,6 +194,12 @@ def _lead(evaluation: Evaluation, scores: Scores) -> str:
         return f"{scored}, all that the folders hold."
     lost = len({problem.name for problem in evaluation.problems})
     return f"{scored}; {lost} names NOT scored ({count_kinds(evaluation.problems)}): the means are of a part of the set."
+
+
+def _compared(about: Mapping[str, Any]) -> str:
+    """What is beside what, where the folders are known."""
+    generated, reference = about.get("generated"), about.get("reference")
+    return f"{generated} against {reference}: " if generated and reference else ""
 
 
 def _left_over(evaluation: Evaluation) -> list[str]:
