@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from miudiff.methods.systems import student_of
 from miudiff.noise import NoiseKey, normal
 from miudiff.runs import RunConfig, execute, run
 from miudiff.stainer import VirtualStainer
+from test_processes import launch
 from test_systems import run as command
 from tiny import CPU, NETWORK, tiny_estimator, tiny_palette, tiny_score, tiny_student
 
@@ -289,6 +291,20 @@ def test_a_run_that_is_stopped_and_resumed_has_the_weights_of_one_that_is_not(fo
         line.pop("images_per_second")
     assert logs[0] == logs[1]
     assert {"matching", "colour", "information", "contrast", "fake"} < set(logs[0][-1])
+
+
+@pytest.mark.slow  # two processes start
+def test_two_processes_distil_as_one_with_the_double_batch(folder):
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings(folder, steps=5, out=str(folder / "two"))))
+    process = launch("-m", "miudiff", "train", str(folder / "run.yaml"), stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    run(configured(folder, steps=5, out=str(folder / "one")), say=lambda line: None)
+    one, two = weights(folder / "one"), weights(folder / "two")
+    differences = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    # Adam's first steps are signs of gradients: where one is nearly 0 its rounding decides.
+    assert float((differences > 1e-5).float().mean()) < 1e-2
+    assert float(differences.mean()) < 1e-5
 
 
 def test_the_teachers_results_are_made_once_and_those_of_another_teacher_are_refused(folder):
