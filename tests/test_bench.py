@@ -97,7 +97,13 @@ def test_every_part_is_in_the_file_and_in_the_table(monkeypatch, tmp_path):
     assert stored["network_evaluations_per_tile"] == 8
     assert 0 < stored["share_outside_network"] < 1
     kinds = {(row["method"], row["preset"]) for row in stored["methods"]}
-    assert {("miu-diff", "paper"), ("sdedit", "official"), ("egsde", "official"), ("cut", "-")} <= kinds
+    assert {
+        ("miu-diff", "paper"),
+        ("sdedit", "official"),
+        ("egsde", "official"),
+        ("cut", "-"),
+        ("one-step", "turbo"),
+    } <= kinds
     table = [line for line in lines if line.startswith("| ")]
     assert sum("guided step" in line for line in table) == 2
     assert any("eager fp32" in line for line in table)

@@ -94,7 +94,17 @@ ALLOWED = {
     },
     "viewer": {"checkpoints", "pages", "slides"},
     "doctor": {"methods"},
-    "bench": {*LEARNING, *CORE, "estimate", "evaluation", "methods", "runs", "slides", "stainer"},
+    "bench": {
+        *LEARNING,
+        *CORE,
+        "estimate",
+        "evaluation",
+        "distillation",
+        "methods",
+        "runs",
+        "slides",
+        "stainer",
+    },
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__main__"] = {"cli"}

@@ -13,13 +13,15 @@ from miudiff.bench.timing import Clock, Pairs
 from miudiff.data.twin import at_scale, twin_region
 from miudiff.device import Placement, place
 from miudiff.diffusion.classifier import ClassifierNetwork, NoisedClassifier
+from miudiff.distillation.learner import SMALL
 from miudiff.estimate import seconds_per_window
 from miudiff.evaluation.fidelity import psnr
 from miudiff.gan import Generator, GeneratorConfig
 from miudiff.methods.generator import GeneratorModel
 from miudiff.methods.miu_diff import MIUDiff
 from miudiff.methods.model import Card, Model
-from miudiff.methods.systems import SYSTEMS, configure
+from miudiff.methods.student import Student, StudentConfig, StudentModel
+from miudiff.methods.systems import ONE_STEP, SYSTEMS, configure
 from miudiff.noise import NoiseKey
 from miudiff.stainer import VirtualStainer
 
@@ -51,7 +53,7 @@ class Cost:
 
 
 def costs(model: Model, placement: Placement) -> Iterator[Cost]:
-    """Each method with each of its presets, on the given weights; EGSDE with a classifier, CUT with a generator of random weights."""
+    """Each method with each of its presets, on the given weights; EGSDE's classifier, CUT's generator and a student have random ones."""
     torch.manual_seed(0)
     classifier = NoisedClassifier(CLASSIFIER).eval().requires_grad_(False).to(placement.device)
     for method, system in SYSTEMS.items():
@@ -62,6 +64,12 @@ def costs(model: Model, placement: Placement) -> Iterator[Cost]:
     generator = Generator(GeneratorConfig()).eval().requires_grad_(False).to(placement.device)
     cut = GeneratorModel(generator, Card(name="cut", mpp=model.card.mpp, tile=SIDE), "cut")
     yield _cost(VirtualStainer(cut, None, placement), "-", 1)
+    card = model.card.model_copy(update={"tile": SIDE})
+    network = SMALL.model_copy(update={"markers": len(card.markers) or None})
+    student = Student(StudentConfig(network=network, start=150, palette=True)).requires_grad_(False)
+    one_step = StudentModel(student.to(placement.device), card, model.identity)
+    for name, config in ONE_STEP.presets.items():
+        yield _cost(VirtualStainer(one_step, config, placement), name, 1)
 
 
 def _cost(stainer: VirtualStainer, preset: str, evaluations: int) -> Cost:
