@@ -1,10 +1,10 @@
 """Everything that needs an NVIDIA GPU, in one run of at most eight minutes: tests, `miudiff bench`, a slide, and training.
 
-    python benchmarks/gpu.py --data FOLDER_WITH_ihc --slide slide.svs --out results [--minutes 8] [--resume results]
+    python benchmarks/gpu.py --data FOLDER --slide slide.svs --out results [--minutes 8]
 
-The tests marked `gpu`, the bench and the slide each have a share of the time; what is left trains a network on the images of the recipe
-that ships, at 0.5 µm per pixel. It comes back in float16, in parts of 15 MB (`unet.00`, `unet.01`, ...), with a page of samples; `--resume` begins with the
-parts of an earlier run. The table is printed last, and lies in `table.md`. `--device cpu` tries the script on a machine without a GPU.
+The tests marked `gpu`, the bench and the slide each have a share of the time; what is left distils the model that ships by the recipe
+of its student. It comes back in float16, in parts of 15 MB (`student.00`, `student.01`, ...). The table is printed last, and lies in
+`table.md`. `--device cpu` tries the script on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ import torch
 from miudiff.checkpoints import WEIGHTS
 
 PART = 15 * 10**6  # bytes of a part
-MOST = 60 * 10**6  # bytes of all parts
-# 26 million parameters: half a network of MOST bytes is left for what a recipe may add.
-NETWORK = {"size": 128, "unshuffle": 2, "channels": [96, 192, 256, 320], "attention": [16, 8], "groups": 32}
 ROWS: list[tuple[str, str]] = []
 
 
@@ -52,23 +49,11 @@ def command(words: list[str], seconds: float) -> tuple[int | None, str, float]:
 
 def split(data: bytes, folder: Path) -> list[Path]:
     """Write `data` as parts of at most PART bytes."""
-    if len(data) > MOST:
-        raise SystemExit(
-            f"the weights have {len(data)} bytes, expected at most {MOST}; take a smaller --network"
-        )
     parts = []
     for number, begin in enumerate(range(0, len(data), PART)):
-        parts.append(folder / f"unet.{number:02d}")
+        parts.append(folder / f"student.{number:02d}")
         parts[-1].write_bytes(data[begin : begin + PART])
     return parts
-
-
-def joined(folder: Path) -> bytes:
-    """What `split` wrote."""
-    parts = sorted(folder.glob("unet.[0-9][0-9]"))
-    if not parts:
-        raise SystemExit(f"{folder}: found no parts unet.00, ..., expected those of an earlier run")
-    return b"".join(part.read_bytes() for part in parts)
 
 
 def tests(seconds: float) -> None:
@@ -105,64 +90,48 @@ def slide(source: Path, out: Path, device: str, seconds: float) -> None:
 
 
 def training(arguments: argparse.Namespace, began: float) -> None:
-    """A short training tells how many steps fit the time; then that many, begun with the earlier weights if there are any."""
-    out, network = arguments.out, json.loads(arguments.network)
-    words = [
-        "-m",
-        "miudiff",
-        "train",
-        arguments.recipe,
-        f"data.root={arguments.data}",
-        "data.size=128",
-        "data.mpp=0.5",
-    ]
-    words += [f"batch_size={arguments.batch}", f"device={arguments.device}", "score.ema=0.999"]
-    classes = {"markers": 2}  # of the recipe's stains
-    words += [f"score.network={json.dumps(network | classes)}"]
-    if arguments.resume:
-        initial = out / "work" / "initial"
-        initial.mkdir(parents=True, exist_ok=True)
-        (initial / "config.json").write_text((arguments.resume / "unet.json").read_text())
-        (initial / WEIGHTS).write_bytes(joined(arguments.resume))
-        words += [f"score.init={initial}"]
+    """A short run tells how many steps of both stages fit the time; then that many, with twice the time for matching."""
+    out, batch = arguments.out, arguments.batch
+    words = ["-m", "miudiff", "train", arguments.recipe, f"data.root={arguments.data}"]
+    words += [f"batch_size={batch}", f"device={arguments.device}"]
     probe = out / "work" / "probe"
-    status, _, took = command([*words, f"out={probe}", "steps=60", "log_every=30"], 150)
+    short = ["steps=60", "log_every=20", "distill.regression.steps=20", f"distill.regression.tiles={batch}"]
+    status, _, took = command([*words, f"out={probe}", *short], 150)
     if status != 0:
         told("training", f"exit status {status} after {took:.0f} s")
         return
-    rate = json.loads((probe / "metrics.jsonl").read_text().splitlines()[-1])["images_per_second"]
-    told("training, images a second", f"{rate:.1f} (batch {arguments.batch} of 128 x 128)")
-    left = arguments.minutes * 60 - (time.monotonic() - began) - 40
-    steps = int(left * rate / arguments.batch * 0.9)
-    if steps < 20:
+    lines = [json.loads(line) for line in (probe / "metrics.jsonl").read_text().splitlines()]
+    rates = [lines[0]["images_per_second"], lines[-1]["images_per_second"]]
+    told("training, images a second", f"{rates[0]:.1f} regression, {rates[1]:.1f} matching (batch {batch})")
+    left = arguments.minutes * 60 - (time.monotonic() - began) - 60
+    first, second = (int(share * left * rate / batch) for share, rate in zip((0.25, 0.5), rates, strict=True))
+    if min(first, second) < 20:
         told("training", f"no time left ({left:.0f} s)")
         return
-    run = out / "work" / "run"
-    schedule = [f"steps={steps}", f"score.optimizer.decay_from={steps // 2}", f"save_every={steps}"]
-    status, _, took = command(
-        [*words, f"out={run}", *schedule, f"log_every={max(1, steps // 20)}"], left + 25
-    )
+    run, steps = out / "work" / "run", first + second
+    schedule = [f"steps={steps}", f"distill.regression.steps={first}", f"save_every={steps}"]
+    schedule += [f"distill.regression.optimizer.decay_from={2 * first // 3}"]
+    schedule += [f"distill.optimizer.decay_from={2 * second // 3}", f"log_every={max(1, steps // 20)}"]
+    status, _, took = command([*words, f"out={run}", *schedule], left + 30)
     if status != 0:
         told("training", f"exit status {status} after {took:.0f} s of {steps} steps")
         return
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    told("training", f"{steps} steps, {took:.0f} s, mse {last['mse']:.4f}")
-    bring_back(run, out, arguments.device)
+    told("training", f"{first} + {second} steps, {took:.0f} s")
+    bring_back(run, out)
 
 
-def bring_back(run: Path, out: Path, device: str) -> None:
-    """The averaged weights in float16, in parts, and a page of samples of them."""
+def bring_back(run: Path, out: Path) -> None:
+    """The averaged student in float16, in parts, with its card."""
     model = out / "work" / "model"
     words = ["-m", "miudiff", "model", "assemble", str(run), str(model), "--name", "gpu", "--half"]
     status, _, _ = command(words, 60)
     if status != 0:
         told("weights", f"model assemble: exit status {status}")
         return
-    parts = split((model / "unet" / WEIGHTS).read_bytes(), out)
-    (out / "unet.json").write_text((model / "unet" / "config.json").read_text())
+    parts = split((model / "student" / WEIGHTS).read_bytes(), out)
+    for name in ("student/config.json", "model_index.json"):
+        (out / Path(name).name).write_text((model / name).read_text())
     told("weights", f"{sum(p.stat().st_size for p in parts) / 1e6:.1f} MB in {len(parts)} parts")
-    page = [str(out / "samples.png"), "--count", "8", "--size", "256", "--steps", "50", "--device", device]
-    command(["-m", "miudiff", "model", "samples", str(model), *page], 30)
 
 
 def main() -> None:
@@ -173,10 +142,8 @@ def main() -> None:
     parser.add_argument("--slide", type=Path, help="a slide to stain; none: that part is left out")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--recipe", default="ihc-small-score")
-    parser.add_argument("--network", default=json.dumps(NETWORK), help="score.network of the recipe, as JSON")
+    parser.add_argument("--recipe", default="ihc-small-turbo")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--resume", type=Path, help="the results of an earlier run")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
