@@ -132,8 +132,8 @@ def translate(
     Args:
         source: An image, a slide, a folder, or a CSV of slides with columns slide, mpp and roi.
         target: A file for one image (.ome.tif for a slide), or a folder.
-        method: miu-diff by default; a model folder of CUT, FastCUT or ASP says itself which it is.
-        preset: The method's settings: fast (the default), thorough or paper for MIU-Diff, official (the default) or paper for the others.
+        method: miu-diff by default; a model folder of a student, CUT, FastCUT or ASP says itself which it is.
+        preset: The method's settings: fast (the default), thorough or paper for MIU-Diff, turbo for its one-step student, official (the default) or paper for the others.
         seed: Same seed, same result.
         model: A model folder, or the model that ships with the package.
         marker: For a model of several markers; its first by default.
@@ -166,7 +166,7 @@ def translate(
     options = slides.options(seed, overwrite, strict) if jobs else None
     if slides.preview:
         _check_preview(source, jobs, images)
-    refines = method in (None, "miu-diff") and preset not in (None, "fast")
+    refines = method in (None, "miu-diff") and preset not in (None, "fast", "turbo")
     if mode == "fuse" and refines and not any("refinement." in word for word in set_):
         set_ = (*set_, "refinement.loss=none")
         say("mode fuse: without refinement, which learns from each tile by itself")
