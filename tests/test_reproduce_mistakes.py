@@ -144,7 +144,7 @@ def test_a_models_kind_and_marker_are_made_sure_of_before_anything_is_trained(tm
     save_model(tmp_path / "two", tiny_model(markers=("Ki67", "HER2x")))
     root, budget = bci(tmp_path / "bci"), budget_file(tmp_path / "tiny.yaml")
     for model, told in (
-        (tmp_path / "gan", "a generator trained by cut, expected a score model"),
+        (tmp_path / "gan", "trained as cut, expected a score model"),
         (tmp_path / "ki67", "stains Ki67, but the marker of set is HER2"),
         (tmp_path / "two", "stains Ki67, HER2x, but the marker of set is HER2"),
         (tmp_path / "bci", "no model there"),

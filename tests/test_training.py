@@ -494,8 +494,8 @@ def test_a_generators_run_goes_on_with_another_rate_on_another_disk_alone(tmp_pa
 @pytest.mark.parametrize(
     ("task", "changes", "told"),
     [
-        ("score", BOTH, "'he': the task 'score' learns from IHC alone"),
-        ("mi", {"paired": True}, "'paired': the task 'mi' learns from IHC alone"),
+        ("score", BOTH, "'he': the task 'score' learns from the images of 'data' alone"),
+        ("mi", {"paired": True}, "'paired': the task 'mi' learns from the images of 'data' alone"),
         ("asp", {"paired": False}, "expected true: ASP learns from pairs"),
         ("cut", {"he": None}, "'he' is missing"),
         ("cut", {"markers": ["A", "B"]}, "'markers': found 2"),
