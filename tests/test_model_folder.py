@@ -127,7 +127,7 @@ def test_stopped_while_it_is_written_the_old_model_is_whole(folder, monkeypatch,
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("writer", ["save_weights", "write_json", "digests"])
+@pytest.mark.parametrize("writer", ["save_weights", "write_json", "write_index"])
 def test_stopped_while_a_generator_is_written_there_is_none_or_the_old_one(tmp_path, monkeypatch, writer):
     def stopped(*arguments, **more):
         raise KeyboardInterrupt

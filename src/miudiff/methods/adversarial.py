@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from miudiff.checkpoints import Part
@@ -101,9 +101,6 @@ class AdversarialConfig(Strict):
 def linear_decay(epoch: int, epochs: int, decay_epochs: int) -> float:
     """CUT's factor of the learning rate in epoch `epoch`, from 0: 1 - max(0, epoch + 1 - epochs) / (decay_epochs + 1)."""
     return 1.0 - max(0, epoch + 1 - epochs) / (decay_epochs + 1)
-
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class Players:

@@ -6,7 +6,6 @@ generator/                            config.json and diffusion_pytorch_model.sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from miudiff.checkpoints import WEIGHTS, fill, load_weights, read_json, save_wei
 from miudiff.device import Placement
 from miudiff.errors import CheckpointError
 from miudiff.gan import Generator, GeneratorConfig
-from miudiff.methods.folder import INDEX, digests, fingerprint, whole
-from miudiff.methods.model import Card, model_folder, parse_part
+from miudiff.methods.folder import INDEX, fingerprint, whole
+from miudiff.methods.model import Card, model_folder, parse_part, write_index
 from miudiff.noise import NoiseSource
 
 MethodName = Literal["cut", "fastcut", "asp"]
@@ -97,8 +96,7 @@ def save_generator_model(folder: Path, model: GeneratorModel, dtype: torch.dtype
             "method": model.method,
             "generator": ["miudiff.gan", "Generator"],
         }
-        card = json.loads(model.card.model_dump_json())
-        write_json(new / INDEX, index | card | {"sha256": digests(new)})
+        write_index(new, index, model.card)
 
 
 def load_generator_model(name: str | Path, placement: Placement | None = None) -> GeneratorModel:

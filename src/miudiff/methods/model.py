@@ -126,7 +126,7 @@ def load_model(name: str | Path = SHIPPED, placement: Placement | None = None) -
     card = _card(index, folder / INDEX)
     sde = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     score = ScoreModel(load_unet(folder / "unet"), sde)
-    _check_markers(score, card, folder / INDEX)
+    check_markers(score.unet.config.num_class_embeds, card, folder / INDEX)
     estimator = None
     if "mi_estimator" in index:  # a folder that is only left there by another model is none of this one
         estimator = _load_estimator(folder / "mi_estimator", sde).eval().requires_grad_(False)
@@ -204,8 +204,13 @@ def _load_estimator(folder: Path, sde: VPSDE | None = None) -> Estimator:
     return estimator
 
 
-def _check_markers(score: ScoreModel, card: Card, where: Path) -> None:
-    classes = score.unet.config.num_class_embeds or 1
+def check_markers(classes: int | None, card: Card, where: Path) -> None:
+    """Make sure that a card names as many markers as its network has classes; None is a network of one.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    classes = classes or 1
     if card.markers and len(card.markers) != classes:
         raise CheckpointError(
             f"{where}: {len(card.markers)} markers ({', '.join(card.markers)}), but the network has {classes}"
@@ -231,10 +236,14 @@ def save_model(
             index["mi_estimator"] = ["miudiff.information.estimator", "Estimator"]
         if model.classifier is not None:
             index["classifier"] = ["miudiff.diffusion.classifier", "NoisedClassifier"]
-        if readme is not None:
-            write_bytes(new / "README.md", readme.encode())
-        card = json.loads(model.card.model_dump_json())
-        write_json(new / INDEX, index | card | {"sha256": digests(new)})
+        write_index(new, index, model.card, readme)
+
+
+def write_index(folder: Path, index: Mapping[str, Any], card: Card, readme: str | None = None) -> None:
+    """Write `model_index.json` of a folder whose parts are there: what it is, its card and the digests; and its README."""
+    if readme is not None:
+        write_bytes(folder / "README.md", readme.encode())
+    write_json(folder / INDEX, {**index, **json.loads(card.model_dump_json()), "sha256": digests(folder)})
 
 
 def _save_parts(folder: Path, model: Model, dtype: torch.dtype | None) -> None:
@@ -269,8 +278,8 @@ def from_runs(
         CheckpointError: Missing or damaged files, or a card of other markers than the network's.
     """
     score = ScoreModel(load_unet(score_weights))
-    _check_markers(score, card, score_weights)
     classes = score.unet.config.num_class_embeds
+    check_markers(classes, card, score_weights)
     if classes and not card.markers:
         raise CheckpointError(
             f"{score_weights}: a network of {classes} markers, but nothing names them; give --marker for each, in the order that it was trained in"

@@ -12,7 +12,6 @@ student/                              config.json and diffusion_pytorch_model.sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +28,8 @@ from miudiff.diffusion.score import NetworkConfig, ScoreModel, build_unet
 from miudiff.diffusion.sde import VPSDE
 from miudiff.errors import CheckpointError
 from miudiff.images import to_gray
-from miudiff.methods.folder import INDEX, digests, fingerprint, whole
-from miudiff.methods.model import Card, model_folder, parse_part
+from miudiff.methods.folder import INDEX, fingerprint, whole
+from miudiff.methods.model import Card, check_markers, model_folder, parse_part, write_index
 from miudiff.methods.palette import Palette
 from miudiff.noise import NoiseSource, normal
 
@@ -187,11 +186,8 @@ def save_student(
     with whole(folder) as new:
         write_json(new / PART / "config.json", model.student.config.model_dump(mode="json"))
         save_weights(new / PART / WEIGHTS, model.student.unet.state_dict(), dtype)
-        if readme is not None:
-            (new / "README.md").write_text(readme)
         index = {"_class_name": "VirtualStainer", PART: ["miudiff.methods.student", "Student"]}
-        card = json.loads(model.card.model_dump_json())
-        write_json(new / INDEX, index | {"teacher": model.teacher} | card | {"sha256": digests(new)})
+        write_index(new, index | {"teacher": model.teacher}, model.card, readme)
 
 
 def load_student(name: str | Path, placement: Placement | None = None) -> StudentModel:
@@ -209,11 +205,7 @@ def load_student(name: str | Path, placement: Placement | None = None) -> Studen
     card = parse_part(Card, about, path)
     part = folder / PART
     config = parse_part(StudentConfig, read_json(part / "config.json"), part / "config.json")
-    classes = config.network.markers or 1
-    if card.markers and len(card.markers) != classes:
-        raise CheckpointError(
-            f"{path}: {len(card.markers)} markers ({', '.join(card.markers)}), but the network has {classes}"
-        )
+    check_markers(config.network.markers, card, path)
     with torch.device("meta"):  # no memory before the weights fit
         student = Student(config)
     fill(student.unet, load_weights(part / WEIGHTS), part / WEIGHTS, "its config.json", assign=True)

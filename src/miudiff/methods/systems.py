@@ -135,7 +135,9 @@ def describe(name: str | Path) -> list[str]:
     ]
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    return [*lines, *text.removeprefix("---").rpartition("\n---\n")[2].rstrip().splitlines()]
+    if text.startswith("---\n"):  # what a hub reads is no text
+        text = text.partition("\n---\n")[2]
+    return [*lines, *text.rstrip().splitlines()]
 
 
 def build(config: Strict | None, model: AnyModel, marker: str | None, placement: Placement) -> Translating:
