@@ -35,6 +35,8 @@ from miudiff.methods.systems import student_of
 from miudiff.noise import NoiseKey, normal
 from miudiff.runs import RunConfig, execute, run
 from miudiff.stainer import VirtualStainer
+from miudiff.whole_slide.preview import hurried
+from slide_files import tissue, write_svs
 from test_processes import launch
 from test_systems import run as command
 from tiny import CPU, NETWORK, tiny_estimator, tiny_palette, tiny_score, tiny_student
@@ -498,6 +500,36 @@ def test_what_a_student_does_not_take_is_refused_in_one_line(trained, model, ask
 def test_a_model_without_a_student_says_how_to_get_one(folder):
     with pytest.raises(CheckpointError, match=r"no student.*task=distill"):
         VirtualStainer.load(folder / "tiny", preset="turbo", device="cpu")
+
+
+def test_slides_are_stained_by_the_student_and_images_by_its_teacher(trained, capsys):
+    (trained / "both").mkdir()
+    write_svs(trained / "both" / "slide.svs", [tissue(300, 260)])
+    write_image(trained / "both" / "field.png", tissue(96, 96))
+    words = ("--model", trained / "tiny", "--marker", "A", "--device", "cpu", "--no-report")
+
+    def methods(target, *more):
+        assert command("translate", trained / "both", target, *words, "--mpp", 1.0, *more) == 0
+        record = json.loads((target / "slide.json").read_text())
+        (images,) = json.loads((target / "translation.json").read_text())["runs"]
+        return record["method"], images["method"]
+
+    assert methods(trained / "out") == ("one-step", "miu-diff")
+    told = capsys.readouterr().out
+    assert "marker A, miu-diff fast, seed 0" in told
+    assert "marker A, one-step turbo, seed 0" in told
+    assert methods(trained / "fast", "--preset", "fast") == ("miu-diff", "miu-diff")
+    assert methods(trained / "four", "--set", "reverse.steps=4") == ("miu-diff", "miu-diff")
+    assert methods(trained / "fused", "--mode", "fuse") == ("miu-diff", "miu-diff")
+    for name, stained_by in (("slide.svs", "student"), ("field.png", "tiny")):
+        capsys.readouterr()
+        assert command("info", trained / "both" / name, *words[:-1], "--mpp", 1.0) == 0
+        assert f"({stained_by}, cpu" in capsys.readouterr().out
+
+
+def test_a_preview_by_a_student_is_its_one_step(trained):
+    stainer = VirtualStainer.load(trained / "tiny-turbo", device="cpu")
+    assert hurried(stainer) is stainer
 
 
 def test_distilling_and_staining_from_the_command_line(folder, capsys):

@@ -27,7 +27,7 @@ TILE = 512  # of the result, in pixels
 def tell_slides(
     paths: Sequence[Path],
     mpp: float | None,
-    load: Callable[[], VirtualStainer] | None,
+    load: Callable[[Path], VirtualStainer] | None,
     say: Callable[[str], None],
     mark: bool = False,
     strict: bool = False,
@@ -36,7 +36,7 @@ def tell_slides(
 
     Args:
         mpp: Micrometres per pixel where the files do not state it.
-        load: Makes the stainer that time and memory are estimated for; None leaves them out.
+        load: Makes the stainer that a file's time and memory are estimated for; None leaves them out.
         mark: What cannot be read is counted instead of being an error, as `translate --mark-unreadable` takes it.
         strict: What the guards find is wrong, instead of only said.
 
@@ -47,7 +47,6 @@ def tell_slides(
         raise ConfigError("info: found no slides, expected at least one file")
     if mpp is not None:
         check_mpp(mpp)
-    stainer: VirtualStainer | None = None
     failed = []
     for path in paths:
         try:
@@ -57,8 +56,8 @@ def tell_slides(
                 began = time.monotonic()
                 tissue = _describe(slide, mpp, mark, say)
                 spent = time.monotonic() - began
-                if load is not None and (scale is not None or not is_slide(path)):
-                    stainer = stainer or load()
+                told = load is not None and (scale is not None or not is_slide(path))
+                stainer = load(path) if load is not None and told else None
                 # As `translate` takes them: an image without a scale as if it had the model's, a slide not at all.
                 assumed = stainer.model.card.mpp if stainer and scale is None else scale
                 found = _look(slide, assumed, tissue, stainer, mark, say)

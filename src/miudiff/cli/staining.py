@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,8 +14,9 @@ from miudiff.errors import ConfigError
 from miudiff.naming import SHIPPED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from miudiff.stainer import Normalise, VirtualStainer
     from miudiff.whole_slide.jobs import SlideJob, SlideOptions
 
 
@@ -133,7 +134,7 @@ def translate(
         source: An image, a slide, a folder, or a CSV of slides with columns slide, mpp and roi.
         target: A file for one image (.ome.tif for a slide), or a folder.
         method: miu-diff by default; a model folder of a student, CUT, FastCUT or ASP says itself which it is.
-        preset: The method's settings: fast (the default), thorough or paper for MIU-Diff, turbo for its one-step student, official (the default) or paper for the others.
+        preset: The method's settings: fast (the default for images), thorough or paper for MIU-Diff, turbo for its one-step student (the default for slides, where the model has one), official (the default) or paper for the others.
         seed: Same seed, same result.
         model: A model folder, or the model that ships with the package.
         marker: For a model of several markers; its first by default.
@@ -149,7 +150,7 @@ def translate(
         strict: Refuse, instead of warn of, what does not look like H&E in focus at a believable scale.
     """
     from miudiff.config import check_mpp
-    from miudiff.result_folder import NOTICE
+    from miudiff.methods.systems import preset_for_slides
     from miudiff.stainer import VirtualStainer
     from miudiff.translation import Outcome, has_images, plan, translate_files
     from miudiff.whole_slide.jobs import slide_jobs
@@ -170,39 +171,59 @@ def translate(
     if mode == "fuse" and refines and not any("refinement." in word for word in set_):
         set_ = (*set_, "refinement.loss=none")
         say("mode fuse: without refinement, which learns from each tile by itself")
-    load = partial(
-        VirtualStainer.load,
-        model,
-        method=method,
-        preset=preset,
-        changes=set_,
-        marker=marker,
-        device=device,
-        precision=precision,
-        glass=glass,
-        mode=mode,
-        batch=batch_size,
-        normalise=normalise,
-    )
-    stainer = load()
+    stated = bool(method or preset or set_ or mode == "fuse")
+
+    def loader(preset: str | None) -> Callable[[], VirtualStainer]:
+        return partial(
+            VirtualStainer.load,
+            model,
+            method=method,
+            preset=preset,
+            changes=set_,
+            marker=marker,
+            device=device,
+            precision=precision,
+            glass=glass,
+            mode=mode,
+            batch=batch_size,
+            normalise=normalise,
+        )
+
+    outcome = Outcome()
+    if images:
+        stainer = loader(preset)()
+        _introduce(stainer, preset, model, normalise, seed)
+        outcome += translate_files(
+            stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, strict=strict, say=say
+        )
+    if options:
+        usual = preset if stated else preset_for_slides(model)
+        load = loader(usual)
+        stainer = load()
+        _introduce(stainer, usual, model, normalise, seed)
+        outcome += stain_slides(stainer, load, jobs, options, slides.cluster, slides.workers, say)
+    say(str(outcome))
+    return outcome.exit_code
+
+
+def _introduce(
+    stainer: VirtualStainer, preset: str | None, model: str, normalise: Normalise, seed: int
+) -> None:
+    """Say what stains."""
+    from miudiff.methods.systems import SETTINGS
+    from miudiff.result_folder import NOTICE
+
     stainer.say = say
     without = f"{model} has no palette for {stainer.marker}"
     if stainer.lacks_palette:
         say(f"{without}: its luma is used as it is, not normalised (make one with `miudiff model palette`)")
     elif normalise != stainer.normalise:
         say(f"{without}: H&E is used as it is stained, not normalised")
+    system = SETTINGS.get(stainer.name)
+    named = preset or (system.usual if system else None)
     say(
-        f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, {stainer.name}{f' {preset}' if preset else ''}, seed {seed}, {stainer.placement}; {NOTICE}"
+        f"{stainer.model.card.name}, marker {stainer.marker or 'unnamed'}, {stainer.name}{f' {named}' if named else ''}, seed {seed}, {stainer.placement}; {NOTICE}"
     )
-    outcome = Outcome()
-    if images:
-        outcome += translate_files(
-            stainer, source, target, mpp=mpp, seed=seed, overwrite=overwrite, strict=strict, say=say
-        )
-    if options:
-        outcome += stain_slides(stainer, load, jobs, options, slides.cluster, slides.workers, say)
-    say(str(outcome))
-    return outcome.exit_code
 
 
 def _check_preview(source: Path, jobs: Sequence[SlideJob], images: bool) -> None:
@@ -265,17 +286,26 @@ def info(
         mpp: Micrometres per pixel, where the files do not state it.
         model: The model that the estimate is for.
         marker: For a model of several markers.
-        preset: The settings that the estimate is for.
+        preset: The settings that the estimate is for; by default those that `translate` takes.
         set_: A change of the preset.
         device: auto, cpu, cuda, cuda:N or mps.
         estimate: Measure a few steps on this machine, and say time and memory.
         mark_unreadable: Say which places cannot be read and go on, instead of stopping at the first.
         strict: Count as wrong what does not look like H&E in focus at a believable scale.
     """
+    from miudiff.methods.systems import preset_for_slides
     from miudiff.slide_info import tell_slides
+    from miudiff.slides.reader import is_slide
     from miudiff.stainer import VirtualStainer
 
-    load = partial(VirtualStainer.load, model, preset=preset, changes=set_, marker=marker, device=device)
+    @cache
+    def loaded(preset: str | None) -> VirtualStainer:
+        return VirtualStainer.load(model, preset=preset, changes=set_, marker=marker, device=device)
+
+    def load(path: Path) -> VirtualStainer:
+        slide = is_slide(path) and not (preset or set_)
+        return loaded(preset_for_slides(model) if slide else preset)
+
     failed = tell_slides(slides, mpp, load if estimate else None, say, mark_unreadable, strict)
     for line in failed:
         complain(line)

@@ -83,21 +83,36 @@ def changed(config: Strict, changes: Sequence[str], where: str = "the settings")
     return parse(type(config), override(config.model_dump(mode="json"), changes), where)
 
 
-def student_of(name: str | Path) -> Path:
-    """The folder of a model's student: its own, if it is one, or that of the model's name and "-turbo".
+def find_student(name: str | Path) -> Path | None:
+    """The folder of a model's student: its own, if it is one, or that of the model's name and "-turbo"; None where there is none.
 
     Raises:
-        CheckpointError: It has none.
+        CheckpointError: There is no such model.
     """
     folder = model_folder(name)
     if student.PART in read_json(folder / INDEX):
         return folder
     found = folder.with_name(f"{folder.name}-turbo")
-    if not (found / INDEX).is_file():
-        raise CheckpointError(
-            f"preset turbo: the model '{name}' has no student ({found} is no model folder), expected one that `miudiff train` made with task=distill; name it with --model, or take another preset"
-        )
-    return found
+    return found if (found / INDEX).is_file() else None
+
+
+def student_of(name: str | Path) -> Path:
+    """The folder of a model's student.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    if found := find_student(name):
+        return found
+    folder = model_folder(name)
+    raise CheckpointError(
+        f"preset turbo: the model '{name}' has no student ({folder.with_name(f'{folder.name}-turbo')} is no model folder), expected one that `miudiff train` made with task=distill; name it with --model, or take another preset"
+    )
+
+
+def preset_for_slides(name: str | Path) -> str | None:
+    """The preset that a whole slide is stained with where none is named: its model's student; None: as an image."""
+    return ONE_STEP.usual if find_student(name) else None
 
 
 def load_any(name: str | Path = SHIPPED, placement: Placement | None = None) -> AnyModel:

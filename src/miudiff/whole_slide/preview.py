@@ -25,8 +25,8 @@ STEPS = 4  # at most
 
 
 def hurried(stainer: VirtualStainer) -> VirtualStainer:
-    """A stainer of the same model with few steps and without refinement; a generator's one pass stays."""
-    if stainer.config is None:
+    """A stainer of the same model with few steps and without refinement; one pass stays."""
+    if stainer.config is None or stainer.reverse is None:
         return stainer
     settings: dict[str, Any] = stainer.config.model_dump()
     key, of = ("reverse.", settings["reverse"]) if "reverse" in settings else ("", settings)
