@@ -81,6 +81,7 @@ def test_h_and_e_passes_and_so_does_a_part_of_it():
     assert kinds(HE) == []
     assert kinds(HE[100:356, 100:356]) == []
     assert kinds(HE, None) == []
+    assert kinds(np.tile(HE[:128, :400], (1, 80, 1))) == []  # as a strip
 
 
 @pytest.mark.parametrize("hematoxylin", [0.6, 1.0, 1.5])

@@ -4,17 +4,21 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from sewar.full_ref import vifp
 from skimage.data import immunohistochemistry
+from skimage.feature import peak_local_max
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from miudiff.cells import (
+    _peaks,
     cell_labels,
     cell_mask,
     nuclei_of_he,
     positivity,
     split_cells,
     tissue_mask,
+    without_specks,
 )
 from miudiff.errors import DataError
 from miudiff.evaluation.fidelity import histogram_correlation, vif
@@ -304,3 +308,21 @@ def test_dice_is_its_formula():
     first, second = np.array([True, True, False, False]), np.array([True, False, True, False])
     assert dice(first, second) == 0.5
     assert math.isnan(dice(~first & first, ~second & second))
+
+
+@pytest.mark.parametrize("smooth", [0.0, 1.0])  # without, many pixels are as high as each other
+@pytest.mark.parametrize("apart", [2, 8])
+def test_peaks_are_those_of_skimage_in_its_order(smooth, apart):
+    field = ndimage.gaussian_filter(np.random.default_rng(apart).standard_normal((150, 210)), 3)
+    mask = without_specks(field > 0, 8)
+    height = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    height = ndimage.gaussian_filter(height, smooth) * mask if smooth else height
+    islands, count = ndimage.label(mask)
+    expected = peak_local_max(height, min_distance=apart, labels=islands, exclude_border=False)
+    assert len(expected) > count > 5
+    assert np.array_equal(np.stack(_peaks(height, islands, apart), 1), expected)
+
+
+def test_nothing_has_no_peaks():
+    rows, columns = _peaks(np.zeros((9, 7)), np.zeros((9, 7), np.int32), 2)
+    assert len(rows) == len(columns) == 0

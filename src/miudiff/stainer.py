@@ -199,7 +199,8 @@ class VirtualStainer:
         def stain(pieces: list[Placed]) -> Iterator[Pixels]:
             kept = [self.is_glass(empty, top, left) for _, top, left in pieces]
             tissue = (piece for piece, keep in zip(pieces, kept) if not keep)
-            ihc = stainer.stream((pixels, key.at(left, top)) for pixels, top, left in tissue)
+            keyed = ((pixels, key.at(left, top)) for pixels, top, left in tissue)
+            ihc = stainer.stream(keyed, apart=len(pieces) > 1)
             return (piece[0] if keep else next(ihc) for piece, keep in zip(pieces, kept))
 
         stained = over_all_tiles(resized, stain, self.window, self.overlap, self.multiple)
@@ -236,10 +237,13 @@ class VirtualStainer:
         """Virtual IHC of pieces at the model's scale; `stream` for those that are there."""
         return list(self.stream(zip(pieces, keys, strict=True)))
 
-    def stream(self, windows: Iterable[Keyed]) -> Iterator[Pixels]:
+    def stream(self, windows: Iterable[Keyed], apart: bool = True) -> Iterator[Pixels]:
         """Virtual IHC of pieces at the model's scale, in their order, sides of multiples of `multiple` and of at most `window`; glass and all.
 
         A piece's result depends on itself, its key and the section's dyes alone, up to the rounding of arithmetic over batches.
+
+        Args:
+            apart: As `Batches.stream` takes it.
 
         Raises:
             DeviceError: Out of memory, with one tile at a time.
@@ -247,9 +251,9 @@ class VirtualStainer:
         """
         together, section = self.mode == "blend", self.section
         if section is None:
-            return self._batches.stream(windows, together)
+            return self._batches.stream(windows, together, apart)
         he = ((section.he(pixels), key) for pixels, key in windows)
-        return (section.ihc(ihc) for ihc in self._batches.stream(he, together))
+        return (section.ihc(ihc) for ihc in self._batches.stream(he, together, apart))
 
     def _translate(self, he: torch.Tensor, keys: Sequence[NoiseKey]) -> torch.Tensor:
         he = upload(he, self.placement.device)
@@ -295,8 +299,8 @@ class VirtualStainer:
 
     @property
     def at_once(self) -> int:
-        """How many pieces the network is given at once."""
-        return 1 if self.mode == "fuse" else self.batch
+        """How many pieces are stained at a time."""
+        return 1 if self.mode == "fuse" else self.batch * self._batches.workers
 
     @property
     def lacks_palette(self) -> bool:

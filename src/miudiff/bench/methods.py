@@ -73,7 +73,9 @@ def costs(model: Model, placement: Placement) -> Iterator[Cost]:
 
 
 def _cost(stainer: VirtualStainer, preset: str, evaluations: int) -> Cost:
-    seconds = seconds_per_window(stainer, (SIDE, SIDE), 1)
+    # On a processor as many as are stained at a time, one a core; on an accelerator a tile has it for itself.
+    together = stainer.at_once if stainer.placement.device.type == "cpu" else 1
+    seconds = seconds_per_window(stainer, (SIDE, SIDE), together)
     scale = stainer.model.card.mpp
     mm2 = None if scale is None else ((SIDE - stainer.overlap) * scale / 1000) ** 2
     return Cost(stainer.name, preset, evaluations, seconds, mm2)

@@ -22,6 +22,7 @@ from miudiff.stains import background_light, optical_density
 Floats = NDArray[np.float32]
 
 LONGEST = 512  # pixels of a side that colours are looked at in
+SHORTEST = 64  # of a strip, which would be blurred to its mean colour
 STROKE = 4  # pixels, not shrunk, from the middle of a printed stroke to the paper
 ROWS = 2_000_000  # pixels of which print is looked for; of a larger picture every so many rows
 DARKEST_GLASS = 150.0  # grey level; what is darker is stain or no brightfield
@@ -81,7 +82,8 @@ def _plane(density: Floats, amount: Floats) -> tuple[Floats, Floats]:
 
 
 def _small(sample: Pixels) -> Pixels:
-    factor = max(1.0, max(sample.shape[:2]) / LONGEST)
+    height, width = sample.shape[:2]
+    factor = max(1.0, min(max(height, width) / LONGEST, min(height, width) / SHORTEST))
     return resize(sample, max(1, round(sample.shape[0] / factor)), max(1, round(sample.shape[1] / factor)))
 
 

@@ -2,7 +2,8 @@
 
 A batch is filled with pieces of one size, whoever asks for them; threads draw its noise ahead; an accelerator is given the next
 batch before the last one is fetched from it. How many pieces make up a batch is chosen from the free memory, and halved for good
-where that does not suffice.
+where that does not suffice. On a processor, what takes one pass stains several pieces at a time, each on a core of its own: cores
+that share one network's sums wait for each other, and all but one of them while noise is drawn.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice, takewhile
 
@@ -33,7 +35,7 @@ from miudiff.noise import Ahead, NoiseKey, NoiseSource
 
 Keyed = tuple[Pixels, NoiseKey]
 MOST = 64  # pieces of a batch whose size is chosen; a card that holds more gains nothing by it
-THREADS = 16  # that draw noise, at most
+THREADS = 16  # that draw noise, or stain a piece each, at most
 
 
 class Batches:
@@ -71,16 +73,26 @@ class Batches:
             self.say(f"{self._count} tiles at once, by the free memory of {self.placement.device}")
         return self._count
 
-    def stream(self, windows: Iterable[Keyed], together: bool = True) -> Iterator[Pixels]:
+    @property
+    def workers(self) -> int:
+        """Pieces that are stained at a time, each by a core: 1 but on a processor, for what takes one pass."""
+        apart = self.reverse is None and self.placement.device.type == "cpu" and self.count == 1
+        return min(THREADS, torch.get_num_threads()) if apart else 1
+
+    def stream(self, windows: Iterable[Keyed], together: bool = True, apart: bool = True) -> Iterator[Pixels]:
         """The virtual IHC of each piece, uint8 [H, W, 3], in their order.
 
         Args:
             together: Whether pieces may share a batch; else a piece is one.
+            apart: Whether `workers` may stain a piece each; a single piece is stained sooner by all cores.
 
         Raises:
             DeviceError: Out of memory, with one at a time.
             NonFiniteError: The network gave a NaN or an infinity.
         """
+        if apart and self.workers > 1:
+            yield from self._apart(windows)
+            return
         upcoming, waiting = iter(windows), list[Keyed]()
         under_way: deque[Download] = deque()
         allowed = 0 if self.placement.device.type == "cpu" else 1
@@ -97,6 +109,22 @@ class Batches:
                 yield from self._fetched(under_way.popleft())
         for download in under_way:
             yield from self._fetched(download)
+
+    def _apart(self, windows: Iterable[Keyed]) -> Iterator[Pixels]:
+        """The virtual IHC of each piece, each made by one of `workers`; the next one waits while they are at work."""
+        count, cores = self.workers, torch.get_num_threads()
+        pool = ThreadPoolExecutor(count, "stain", torch.set_num_threads, (max(1, cores // count),))
+        under_way: deque[Future[Download | None]] = deque()
+        try:
+            for window in windows:
+                under_way.append(pool.submit(self._begin, [window]))
+                if len(under_way) > count:
+                    yield from self._fetched(_made(under_way.popleft()))
+            for future in under_way:
+                yield from self._fetched(_made(future))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)  # what a thread sets is every later thread's, too
 
     def ahead(self, keys: Sequence[NoiseKey]) -> contextlib.AbstractContextManager[Sequence[NoiseSource]]:
         """Keys whose noise is drawn while an accelerator is at work; a processor has no time to spare for it."""
@@ -163,6 +191,12 @@ class Batches:
         finally:
             if reverse:
                 reverse.watch = watch
+
+
+def _made(future: Future[Download | None]) -> Download:
+    made = future.result()
+    assert made is not None  # a batch of one is not halved
+    return made
 
 
 class _Seen(Exception):

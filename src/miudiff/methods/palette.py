@@ -138,8 +138,9 @@ def _share(u: Tensor, v: float, share: float) -> Tensor:
 
 def _smooth_noise(noise: Tensor, side: int) -> Tensor:
     """Standard normal noise [B, 1, H, W], averaged twice over a square and of unit variance again, but near the border, where less is averaged."""
-    for _ in range(2):
-        noise = avg_pool2d(noise, side, 1, side // 2, count_include_pad=False)
+    for across in ((side, 1), (1, side)) * 2:  # one direction at a time
+        half = (across[0] // 2, across[1] // 2)
+        noise = avg_pool2d(noise, across, 1, half, count_include_pad=False)
     # A box twice is a triangle, in each direction; its weights' squares sum to this.
     triangle = side - np.abs(np.arange(1 - side, side))
     return noise * side**4 / np.square(triangle).sum()

@@ -85,7 +85,7 @@ def _fitting(
     grey = only(sight, windows[:1])
     pace = pace_of(stainer, grey, compression, (), [*windows[1:], *left])
     # windows that lie far apart are stained one by one
-    if stainer.at_once > 1:
+    if stainer.batch > 1:
         whole = whole._replace(network=seconds_per_window(stainer, sight.frame.size, 1))
     pace = whole._replace(left=pace.left)
     total = len(windows) + len(left)
