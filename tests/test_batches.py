@@ -1,11 +1,14 @@
 """Batches: filled across whoever asks, in order, begun before the last is fetched, as large as memory holds."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, active_count
+
 import numpy as np
 import pytest
 import torch
 
 from miudiff.device import Placement, batch_that_fits
-from miudiff.errors import DeviceError
+from miudiff.errors import DeviceError, NonFiniteError
 from miudiff.methods.batches import Batches
 from miudiff.methods.presets import preset
 from miudiff.noise import Ahead, NoiseKey
@@ -67,6 +70,49 @@ def test_on_a_processor_a_batch_is_given_before_the_next_is_asked_for():
     stream = batches_of(Negative(), 2).stream(given)
     next(stream)
     assert asked == [0, 1]
+
+
+@pytest.fixture
+def three_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_what_takes_one_pass_has_a_core_for_each_piece(three_cores):
+    cores, negative, meet = [], Negative(), Barrier(3)
+
+    def translate(he, keys):
+        cores.append(torch.get_num_threads())
+        if len(cores) <= 3:
+            meet.wait(20)  # passed only if three are under way at a time
+        return negative(he, keys)
+
+    batches = batches_of(translate, None)
+    assert batches.workers == 3
+    check(list(batches.stream(windows(7))), windows(7))
+    assert cores == [1] * 7
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 3
+    check(list(batches.stream(windows(1), apart=False)), windows(1))
+    assert cores[-1] == 3
+    assert batches_of(negative, 2).workers == 1  # as the user asked
+    assert VirtualStainer(tiny_model(), preset("fast"), CPU).at_once == 1  # a walk has its own
+
+
+def test_a_piece_that_fails_apart_is_told_and_the_threads_end(three_cores):
+    def translate(he, keys):
+        return he * float("nan") if keys[0].x == 4 else he
+
+    before = active_count()
+    with pytest.raises(NonFiniteError):
+        list(batches_of(translate, None).stream(windows(9)))
+    stream = batches_of(translate, None).stream(windows(3))
+    next(stream)
+    stream.close()
+    assert (torch.get_num_threads(), active_count()) == (3, before)
 
 
 def test_an_accelerator_has_the_next_batch_before_the_last_is_fetched():

@@ -229,10 +229,10 @@ def _peaks(height: Floats, islands: Labels, apart: int) -> tuple[NDArray[np.intp
     # Two of one island that are as high as each other may lie closer.
     as_high = np.flatnonzero((island[1:] == island[:-1]) & (value[1:] == value[:-1])) + 1
     kept = np.ones(len(rows), bool)
-    for i in as_high:
-        alike = kept[:i] & (island[:i] == island[i]) & (value[:i] == value[i])
-        near = np.maximum(abs(rows[:i][alike] - rows[i]), abs(columns[:i][alike] - columns[i])) < apart
-        kept[i] = not near.any()
+    for tie in as_high:
+        alike = kept[:tie] & (island[:tie] == island[tie]) & (value[:tie] == value[tie])
+        down, across = (abs(of[:tie][alike] - of[tie]) for of in (rows, columns))
+        kept[tie] = not (np.maximum(down, across) < apart).any()
     return rows[kept], columns[kept]
 
 
