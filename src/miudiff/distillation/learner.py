@@ -89,10 +89,10 @@ class CostConfig(Strict):
     """Stage B's cost of transport."""
 
     colour: float = Field(1.0, ge=0, description="w_S: of the coarse colours, against the student's source.")
-    block: int = Field(4, ge=1, le=256, description="Pixels a side of the squares whose means are compared.")
-    information: float = Field(0.0, ge=0, description="w_I: of the shared information, in nats.")
+    block: int = Field(8, ge=1, le=256, description="Pixels a side of the squares whose means are compared.")
+    information: float = Field(5e-4, ge=0, description="w_I: of the shared information, in nats.")
     contrast: float = Field(
-        0.0, ge=0, description="w_C: of the patch-contrastive loss on the teacher's encoder."
+        5e-4, ge=0, description="w_C: of the patch-contrastive loss on the teacher's encoder."
     )
     positions: int = Field(256, ge=2, description="Patches for each layer of that loss.")
     temperature: float = Field(0.07, gt=0)
@@ -116,7 +116,7 @@ class DistillConfig(Strict):
     matching: MatchingConfig = MatchingConfig()
     cost: CostConfig = CostConfig()
     optimizer: BetasConfig = BetasConfig()
-    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the student's moving average.")
+    ema: float = Field(0.995, ge=0, lt=1, description="Decay of the student's moving average.")
 
     @property
     def settings(self) -> MIUDiffConfig:
