@@ -16,7 +16,7 @@ from miudiff.config import parse
 from miudiff.data.tiles import collate
 from miudiff.diffusion.sampling import denoised
 from miudiff.diffusion.sde import VPSDE, at
-from miudiff.distillation.learner import DistillLearner
+from miudiff.distillation.learner import DistillConfig, DistillLearner, MatchingConfig, draw_noise
 from miudiff.distillation.losses import as_loss, coarse_squares, matching_gradient
 from miudiff.distillation.teacher import HETiles, StudentTiles, Teacher, key_of
 from miudiff.errors import CheckpointError, ConfigError, NonFiniteError
@@ -35,6 +35,7 @@ from miudiff.methods.systems import student_of
 from miudiff.noise import NoiseKey, normal
 from miudiff.runs import RunConfig, execute, run
 from miudiff.stainer import VirtualStainer
+from miudiff.training.learner import sample_times
 from miudiff.whole_slide.preview import hurried
 from slide_files import tissue, write_svs
 from test_processes import launch
@@ -458,6 +459,18 @@ def test_a_students_folder_that_is_damaged_is_refused(tmp_path):
     refused("'start': found 5000", sha256={})
     path.unlink()
     refused("config.json")
+
+
+@pytest.mark.parametrize("tilt", [1.0, 2.0])
+def test_levels_lie_in_their_range_as_the_tilt_says(tilt):
+    keys = torch.arange(4000)
+    batch = {"key": keys, "he": torch.zeros(4000, 3, 1, 1)}
+    config = DistillConfig(matching=MatchingConfig(levels=(5, 605), tilt=tilt))
+    times = draw_noise(batch, config, 0)["time"]
+    assert (int(times.min()), int(times.max())) == (5, 604)
+    assert (times < 5 + 150).float().mean() == pytest.approx(0.25 ** (1 / tilt), abs=0.03)
+    if tilt == 1:
+        assert torch.equal(times, 5 + sample_times(keys, 0, 600))
 
 
 @pytest.fixture

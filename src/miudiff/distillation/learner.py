@@ -82,6 +82,9 @@ class MatchingConfig(Strict):
         (20, 600), description="Noise levels, from and below, that the student is judged at."
     )
     fake_levels: Levels = Field((0, 700), description="Noise levels that D_fake is trained at.")
+    tilt: float = Field(
+        1.0, gt=0, le=10, description="Levels lie at (a uniform draw)^tilt of their range: beyond 1 more of them are low."
+    )
     optimizer: BetasConfig = BetasConfig(lr=1e-4)
 
 
@@ -324,5 +327,7 @@ def draw_noise(batch: Tensors, config: DistillConfig, seed: int) -> dict[str, Te
             (("", config.matching.levels), ("fake_", config.matching.fake_levels))
         ):
             drawn[f"{name}noise"] = sample_noise(keys, seed, "batch", he, draw)
-            drawn[f"{name}time"] = levels[0] + sample_times(keys, seed, levels[1] - levels[0], draw)
+            span = levels[1] - levels[0]
+            share = (sample_times(keys, seed, span, draw) + 0.5) / span
+            drawn[f"{name}time"] = levels[0] + (span * share**config.matching.tilt).long()
     return {**batch, **drawn}
