@@ -79,11 +79,11 @@ class MatchingConfig(Strict):
     )
     every: int = Field(3, ge=1, le=1000, description="Steps of D_fake for each of the student.")
     levels: Levels = Field(
-        (20, 600), description="Noise levels, from and below, that the student is judged at."
+        (5, 600), description="Noise levels, from and below, that the student is judged at."
     )
     fake_levels: Levels = Field((0, 700), description="Noise levels that D_fake is trained at.")
     tilt: float = Field(
-        1.0, gt=0, le=10, description="Levels lie at (a uniform draw)^tilt of their range: beyond 1 more of them are low."
+        2.0, gt=0, le=10, description="Levels lie at (a uniform draw)^tilt of their range: beyond 1 more of them are low."
     )
     optimizer: BetasConfig = BetasConfig(lr=1e-4)
 
@@ -91,7 +91,7 @@ class MatchingConfig(Strict):
 class CostConfig(Strict):
     """Stage B's cost of transport."""
 
-    colour: float = Field(1.0, ge=0, description="w_S: of the coarse colours, against the student's source.")
+    colour: float = Field(6.0, ge=0, description="w_S: of the coarse colours, against the student's source.")
     block: int = Field(8, ge=1, le=256, description="Pixels a side of the squares whose means are compared.")
     information: float = Field(5e-4, ge=0, description="w_I: of the shared information, in nats.")
     contrast: float = Field(
