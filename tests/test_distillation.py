@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from miudiff.methods.student import (
     load_student,
     save_student,
 )
-from miudiff.methods.systems import student_of
+from miudiff.methods.systems import find_student, student_of
 from miudiff.noise import NoiseKey, normal
 from miudiff.runs import RunConfig, execute, run
 from miudiff.stainer import VirtualStainer
@@ -296,6 +297,26 @@ def test_a_run_that_is_stopped_and_resumed_has_the_weights_of_one_that_is_not(fo
     assert {"matching", "colour", "information", "contrast", "fake"} < set(logs[0][-1])
 
 
+def test_after_a_nan_every_optimizer_may_go_on_more_slowly_and_nothing_else_may_change(folder):
+    run(configured(folder, steps=2), say=lambda line: None)
+    for stage, other in (("regression", {"loss": "l2"}), ("matching", {"every": 3})):
+        values = settings(folder, steps=4)
+        values["distill"][stage] = values["distill"][stage] | {"optimizer": {"lr": 1e-6}}
+        run(parse(RunConfig, values, "test"), say=lambda line: None)
+        values["distill"][stage] |= other
+        with pytest.raises(ConfigError, match="another 'distill'"):
+            run(parse(RunConfig, values, "test"), say=lambda line: None)
+
+
+def test_each_optimizer_decays_weights_as_its_own_settings_say(folder):
+    values = settings(folder, steps=6)
+    values["distill"]["matching"] = {"optimizer": {"weight_decay": 0.25}}
+    made = learner(parse(RunConfig, values, "test"), tiny_teacher())
+    made._take("fake", next(made.fake.parameters()).sum(), made.config.matching.optimizer, 0, 0, 1)
+    (group,) = made.optimizers["fake"].param_groups
+    assert group["weight_decay"] == 0.25
+
+
 @pytest.mark.slow  # two processes start
 def test_two_processes_distil_as_one_with_the_double_batch(folder):
     (folder / "run.yaml").write_text(yaml.safe_dump(settings(folder, steps=5, out=str(folder / "two"))))
@@ -491,6 +512,13 @@ def test_the_preset_turbo_takes_the_models_student(trained):
     assert np.array_equal(stained, stainer.translate(image, 1.0))
     assert not np.array_equal(stained, stainer.changed(("variety=2",)).translate(image, 1.0))
     assert student_of(trained / "tiny-turbo") == trained / "tiny-turbo"
+
+
+def test_a_student_is_found_from_within_its_teachers_folder(trained, monkeypatch):
+    monkeypatch.chdir(trained / "tiny")
+    assert find_student(".") == trained / "tiny-turbo"
+    monkeypatch.chdir(trained / "tiny-turbo")
+    assert student_of(".") == Path(".")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from scipy.linalg import sqrtm
 
 from miudiff.checkpoints import save_weights
 from miudiff.errors import CheckpointError, DataError
+from miudiff.evaluation import distribution
 from miudiff.evaluation.distribution import frechet_distance, kernel_distance, read_features
 from miudiff.evaluation.encoders import load_encoder
 from miudiff.images import write_image
@@ -68,6 +69,15 @@ def test_the_kernel_distance_of_two_sets_of_one_kind_is_0_on_average(random):
     found = [kernel_distance(*random.normal(size=(2, 30, 4))).mean for _ in range(200)]
     assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
     assert min(found) < 0
+
+
+def test_a_small_set_beside_a_large_one_is_told_by_subsets_of_the_large_one(random, monkeypatch):
+    seen = []
+    squared = distribution._squared_mmd
+    monkeypatch.setattr(distribution, "_squared_mmd", lambda *sets: seen.append(sets) or squared(*sets))
+    first, second = random.normal(size=(30, 3)), random.normal(size=(5000, 3))
+    assert abs(kernel_distance(first, second).mean) < 1
+    assert {tuple(map(len, sets)) for sets in seen} == {(30, 1000)}
 
 
 def test_large_sets_are_told_by_subsets_that_the_seed_fixes(random):

@@ -497,6 +497,7 @@ def test_what_is_no_file_is_listed_and_never_opened(folders, capsys):
     assert evaluate("G", "R", "--json", "scores.json") == 0
     ignored = read(folders / "scores.json")["ignored"]
     assert {"G/pipe.png", "R/pipe.png", "G/folder.png", "G/translation.json"} <= set(ignored)
+    assert len(ignored) == len(set(ignored))
     (folders / "R" / "s1_a.png").unlink()
     os.mkfifo(folders / "R" / "s1_a.png")
     assert evaluate("G", "R", "--json", "scores.json") == 2

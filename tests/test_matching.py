@@ -1,5 +1,7 @@
 """A palette is matched when twins of its IHC set come out as positive as the set is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from miudiff.data.twin import render_twin
 from miudiff.errors import ConfigError, DataError
 from miudiff.evaluation.stain import dab_density
 from miudiff.images import to_tensor, to_uint8, write_image
-from miudiff.matching import GAINS, match_share, matched_palettes
+from miudiff.matching import GAINS, match_share, matched_palettes, usual
 from miudiff.methods.palette import measure_palette
 from miudiff.methods.presets import preset
 from miudiff.stains import rgb_from_hdab, rgb_from_he
@@ -71,6 +73,16 @@ def test_each_marker_that_has_images_gets_its_own(tmp_path):
     assert made["Ki67"].nuclear
     with pytest.raises(ConfigError, match="states no 'mpp'"):
         matched_palettes(tiny_model(("Ki67",), mpp=None), config(), CPU, [he], images)
+
+
+def test_a_model_without_an_estimator_is_matched_unguided(tmp_path):
+    he, ihc = sets((0.2, 0.3), (0.04, 0.01))
+    write_image(tmp_path / "one.png", ihc[0])
+    model = replace(tiny_model(("Ki67",), mpp=0.5), estimator=None)
+    assert usual(model).energy.guidance == "none"
+    assert usual(tiny_model()) == preset("fast")
+    images = [TileImage(tmp_path / "one.png", 0.5, 0, 1.0)]
+    assert list(matched_palettes(model, usual(model), CPU, [he], images)) == ["Ki67"]
 
 
 def test_a_set_without_tissue_is_told():

@@ -64,6 +64,9 @@ def test_an_estimator_needs_tiles_of_two_patches(tmp_path, refused):
     assert "data.size: found 32, expected at least 48" in refused("train", path, "mi.estimator.patch=24")
     held_out = {"root": str(tmp_path), "size": 8, "mpp": 1.0, "sources": [{"files": "ihc", "mpp": 1.0}]}
     assert "held_out.size: found 8" in refused("train", path, f"held_out={yaml.safe_dump(held_out)}")
+    missing = held_out | {"size": 32, "sources": [{"files": "nowhere", "mpp": 1.0}]}
+    assert "nowhere" in refused("train", path, f"held_out={yaml.safe_dump(missing)}")
+    assert not list((tmp_path / "run").glob("state-*"))  # told before the training
 
 
 def test_a_state_that_holds_anything_else_is_refused_and_kept(tmp_path, refused):
@@ -109,7 +112,10 @@ def test_a_record_that_somebody_else_wrote_is_refused_and_kept(tmp_path, refused
     path = tmp_path / "ihc" / "translation.json"
     path.write_text(record)
     words = ["--model", tmp_path / "model", "--device", "cpu"]
-    assert f"{path}: " in refused("translate", tmp_path / "he", tmp_path / "ihc", *words)
+    for more in ([], ["--overwrite"]):
+        before = (tmp_path / "ihc" / "he.png").read_bytes()
+        assert f"{path}: " in refused("translate", tmp_path / "he", tmp_path / "ihc", *words, *more)
+        assert (tmp_path / "ihc" / "he.png").read_bytes() == before  # nothing is stained first
     assert path.read_text() == record
 
 

@@ -28,7 +28,7 @@ from miudiff.slides.pyramid import BlockStore, Layout
 from miudiff.slides.reader import open_slide
 from miudiff.slides.regions import read_regions
 from miudiff.slides.runner import Here, Runner
-from miudiff.slides.sight import HATCH, OUTSIDE, Sight
+from miudiff.slides.sight import HATCH, OUTSIDE, Rectangle, Sight, _rectangles
 from miudiff.tiling import over_tiles
 from slide_run import GRID, Grid, PlaceStainer, make_slide, paint, translate
 
@@ -371,3 +371,11 @@ def test_memory_holds_a_few_rows_only(tmp_path):
     assert np.array_equal(
         result_of(tmp_path / "out.ome.tif"), over_tiles(paint(9000, 300), PlaceStainer().one, *GRID)
     )
+
+
+def test_what_cannot_be_read_is_rounded_outwards_to_whole_pixels_of_the_slide():
+    bad = np.zeros((4, 6), bool)
+    bad[1:2, 2:5] = (
+        True  # columns 12 to 15, rows 21 to 22 of a level at 2.5 times the size of the slide's pixels
+    )
+    assert _rectangles(bad, 10, 20, 2.5) == [Rectangle(30, 52, 8, 3)]

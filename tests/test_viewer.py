@@ -113,6 +113,13 @@ def test_a_result_is_not_its_own_source(tmp_path):
     assert case.he is None
 
 
+def test_a_result_whose_name_speaks_of_uncertainty_is_shown(tmp_path):
+    for name in ("x.uncertainty-study.ome.tif", "x.uncertainty-study.uncertainty.png"):
+        write_image(tmp_path / name, noise(16, 16), 0.5 if name.endswith("tif") else None)
+    (tmp_path / "x.uncertainty-study.json").write_text(json.dumps({"miudiff": "0.1.0"}))
+    assert [case.name for case in find_cases(None, tmp_path)] == ["x.uncertainty-study"]
+
+
 def test_a_record_that_cannot_be_read_is_told_and_the_result_shown(tmp_path):
     write_image(tmp_path / "x.ome.tif", noise(16, 16), 0.5)
     (tmp_path / "x.json").write_text("{")

@@ -319,6 +319,26 @@ def test_the_same_pixels_are_written_as_zarr_when_asked_for(model, slide, tmp_pa
     assert np.array_equal(np.moveaxis(found.reshape(3, 300, 400), 0, -1), whole)
 
 
+def test_zarr_that_is_asked_for_too_late_is_told_and_not_passed_over(model, slide, tmp_path, capsys):
+    pytest.importorskip("zarr")
+    assert run(model, slide, tmp_path) == 0
+    capsys.readouterr()
+    told = mistake(capsys, model, slide, tmp_path, "--zarr", code=3)
+    assert "case.ome.zarr: is not there" in told
+    assert "--overwrite" in told
+    assert run(model, slide, tmp_path, "--zarr", "--overwrite") == 0
+    assert run(model, slide, tmp_path, "--zarr") == 0
+
+
+def test_regions_that_cannot_even_be_asked_for_fail_their_slide_alone(model, slide, tmp_path, capsys):
+    make(tmp_path / "in" / "other.tif")
+    table = tmp_path / "in" / "slides.csv"
+    table.write_text(f"slide,roi\ncase.tif,{'a' * 300}.geojson\nother.tif,\n")
+    told = mistake(capsys, model, table, tmp_path / "out", code=3)
+    assert "case.tif" in told or "aaa" in told
+    assert (tmp_path / "out" / "other.ome.tif").exists()
+
+
 def test_fused_windows_are_stained_too(model, slide, tmp_path):
     assert run(model, slide, tmp_path / "out", "--mode", "fuse") == 0
     assert json.loads((tmp_path / "out" / "case.json").read_text())["mode"] == "fuse"

@@ -18,6 +18,7 @@ from miudiff.images import Pixels, read_image, to_tensor, to_uint8
 from miudiff.methods.miu_diff import MIUDiff, MIUDiffConfig
 from miudiff.methods.model import Model, at_mpp
 from miudiff.methods.palette import Palette, measure_palette
+from miudiff.methods.presets import preset
 from miudiff.naming import is_nuclear
 from miudiff.noise import NoiseKey
 from miudiff.normalisation import HEStains, fit_he_stains
@@ -26,6 +27,11 @@ FIELDS = 8  # that a palette is matched on
 SIDE = 256  # pixels of each, a multiple of what networks take
 GAINS = (0.5, 3.0)  # what needs more is no matter of shares
 ROUNDS = 5  # of halving: the gain is then known to 3 %
+
+
+def usual(model: Model) -> MIUDiffConfig:
+    """The settings that a palette is matched with: those of images, without guidance where the model has no estimator."""
+    return preset("fast", () if model.estimator else ("energy.guidance=none",))
 
 
 def matched_palettes(

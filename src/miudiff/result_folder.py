@@ -40,6 +40,16 @@ def check_writable(folder: Path) -> None:
         )
 
 
+def check_record(path: Path) -> None:
+    """Tell a damaged or foreign record before images are stained whose entries could not be written into it.
+
+    Raises:
+        DataError: It is no record of `miudiff translate`.
+    """
+    if path.exists():
+        _read(path)
+
+
 def results_in(folder: Path) -> frozenset[str]:
     """The names of the images that a folder's record tells of."""
     try:

@@ -40,7 +40,16 @@ from miudiff.locks import lock, lock_of
 from miudiff.methods.sdedit import StepReport
 from miudiff.progress import Progress, duration
 from miudiff.provenance import SOURCE, source_digest
-from miudiff.result_folder import NOTICE, RECORD, check_writable, earlier_run, note, refuse_other, results_in
+from miudiff.result_folder import (
+    NOTICE,
+    RECORD,
+    check_record,
+    check_writable,
+    earlier_run,
+    note,
+    refuse_other,
+    results_in,
+)
 from miudiff.section import DYES, as_json, dyes_in, settings_of, shared_dyes
 from miudiff.slides.reader import is_slide
 from miudiff.slides.result import UNCERTAINTY
@@ -193,6 +202,7 @@ def translate_files(
         if all(result.exists() for _, result in pairs):
             return Outcome(skipped=tuple(result for _, result in pairs))
     check_writable(folder)
+    check_record(folder / RECORD)
     pending = [path for path, result in pairs if overwrite or not result.exists()]
 
     def scale(path: Path) -> float | None:
@@ -309,10 +319,12 @@ class _Steps:
 
     def __init__(self, total: int, progress: Progress) -> None:
         self.total, self.progress = total, progress
+        self._tiles = 0  # a report is of all tiles of a batch
         self._seen: list[tuple[int, Tensor | None, float | None]] = []
 
     def __call__(self, report: StepReport) -> None:
-        self.progress(len(self._seen), self.total)
+        self.progress(self._tiles, self.total)
+        self._tiles += len(report.y)
         ratio = None if report.ratio is None else report.ratio.mean()
         self._seen.append((report.time, ratio, report.loss))
 

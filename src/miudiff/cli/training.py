@@ -145,9 +145,8 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
     from miudiff.data.twin import SKIMAGE_MPP, twin_region
     from miudiff.device import place
     from miudiff.images import list_images, read_image, read_scale
-    from miudiff.matching import matched_palettes
+    from miudiff.matching import matched_palettes, usual
     from miudiff.methods.model import at_mpp, load_model, write_palettes
-    from miudiff.methods.presets import preset
 
     config, placement = _read_run(run, changes), place()
     loaded = load_model(model, placement)
@@ -158,7 +157,7 @@ def palette(model: Path, run: str, *changes: str, he: str, he_mpp: float | None 
         paths = list_images(he)
         sources = [at_mpp(read_image(path), he_mpp or read_scale(path), target) for path in paths]
     images = find_images(config.data, config.markers, say)
-    palettes = matched_palettes(loaded, preset("fast"), placement, sources, images)
+    palettes = matched_palettes(loaded, usual(loaded), placement, sources, images)
     for marker, found in palettes.items():
         what = "nuclei" if found.nuclear else "tissue beside nuclei"
         say(f"{marker}: {100 * found.share:.0f} % of {what} positive, which counts {found.gain} times")

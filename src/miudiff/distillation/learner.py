@@ -83,7 +83,10 @@ class MatchingConfig(Strict):
     )
     fake_levels: Levels = Field((0, 700), description="Noise levels that D_fake is trained at.")
     tilt: float = Field(
-        2.0, gt=0, le=10, description="Levels lie at (a uniform draw)^tilt of their range: beyond 1 more of them are low."
+        2.0,
+        gt=0,
+        le=10,
+        description="Levels lie at (a uniform draw)^tilt of their range: beyond 1 more of them are low.",
     )
     optimizer: BetasConfig = BetasConfig(lr=1e-4)
 
@@ -159,7 +162,7 @@ class DistillLearner:
         self.descent = Descent(accelerator)
         self.draw = partial(draw_noise, config=config, seed=seed)
         self._told: dict[str, Tensor] = {}  # of the student's last step, for the log
-        kind = partial(optimizer_over, torch.optim.AdamW, weight_decay=config.optimizer.weight_decay)
+        kind = partial(optimizer_over, torch.optim.AdamW)
         self.optimizers = {
             "student": kind(self.student.parameters(), lr=config.optimizer.lr),
             "fake": kind(self.fake.parameters(), lr=config.matching.optimizer.lr),
@@ -277,6 +280,7 @@ class DistillLearner:
         network: nn.Module = self.student if name == "student" else self.fake
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = learning_rate(rule, done, of), rule.betas
+            group["weight_decay"] = rule.weight_decay
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         average_gradients(self.accelerator, network.parameters())

@@ -52,15 +52,19 @@ def _moments(features: Floats) -> tuple[Floats, Floats]:
 def kernel_distance(first: Floats, second: Floats, seed: int = 0) -> KernelDistance:
     """Kernel distance of two sets of features [N, D] and [M, D]: unbiased cubic MMD².
 
-    Sets of more than 1000 are told by 100 drawn subsets of 1000, smaller ones at once and whole.
+    Where a set has more than 1000, both are told by 100 drawn subsets of at most 1000, else at once and whole.
     """
     first, second = _features(first), _features(second)
-    size = min(len(first), len(second))
-    if size <= SUBSET:
+    if max(len(first), len(second)) <= SUBSET:
         return KernelDistance(_squared_mmd(first, second), 0.0)
     random = np.random.default_rng(seed)
     found = [
-        _squared_mmd(*(each[random.choice(len(each), SUBSET, replace=False)] for each in (first, second)))
+        _squared_mmd(
+            *(
+                each[random.choice(len(each), min(len(each), SUBSET), replace=False)]
+                for each in (first, second)
+            )
+        )
         for _ in range(SUBSETS)
     ]
     return KernelDistance(float(np.mean(found)), float(np.std(found)))

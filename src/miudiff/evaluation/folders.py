@@ -15,7 +15,7 @@ from typing import Literal
 
 from miudiff.errors import DataError
 from miudiff.evaluation.fidelity import SMALLEST
-from miudiff.images import SUFFIXES, irregular, list_images, read_image
+from miudiff.images import SUFFIXES, irregular, list_images, read_image, stem
 
 Kind = Literal["unmatched", "ambiguous", "unreadable", "size"]
 
@@ -64,19 +64,21 @@ def match(generated: Path, reference: Path, source: Path | None) -> Folders:
         for path in sorted(set(folder.iterdir()) - set(files[role]))
         if not path.is_dir() or path.suffix.lower() in SUFFIXES
     ]
-    ignored += [str(path) for folder in folders.values() for path in irregular(folder)]
+    ignored += [
+        str(path) for folder in folders.values() for path in irregular(folder) if str(path) not in ignored
+    ]
     named = {role: _by_stem(paths) for role, paths in files.items()}
     cases, problems = [], []
-    for stem in sorted(set().union(*named.values())):
-        found = {role: named[role].get(stem, []) for role in folders}
+    for name in sorted(set().union(*named.values())):
+        found = {role: named[role].get(name, []) for role in folders}
         wrong = [
-            *(_ambiguous(stem, paths) for paths in found.values() if len(paths) > 1),
-            *(_missing(stem, folders[role], found) for role, paths in found.items() if not paths),
+            *(_ambiguous(name, paths) for paths in found.values() if len(paths) > 1),
+            *(_missing(name, folders[role], found) for role, paths in found.items() if not paths),
         ]
         problems += wrong
         if not wrong:
             he = found["source"][0] if source is not None else None
-            cases.append(Case(stem, found["generated"][0], found["reference"][0], he))
+            cases.append(Case(name, found["generated"][0], found["reference"][0], he))
     counts = {role: len(paths) for role, paths in files.items()}
     return Folders(tuple(cases), tuple(problems), counts, tuple(ignored))
 
@@ -115,15 +117,15 @@ def count_kinds(problems: Sequence[Problem]) -> str:
 def _by_stem(paths: Sequence[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in paths:
-        found.setdefault(path.stem.removesuffix(".ome"), []).append(path)
+        found.setdefault(stem(path), []).append(path)
     return found
 
 
-def _ambiguous(stem: str, paths: Sequence[Path]) -> Problem:
+def _ambiguous(name: str, paths: Sequence[Path]) -> Problem:
     names = " and ".join(path.name for path in paths)
     folder = paths[0].parent
     return Problem(
-        stem, "ambiguous", f"{folder}: {names} share one name, expected one image of it; move one away"
+        name, "ambiguous", f"{folder}: {names} share one name, expected one image of it; move one away"
     )
 
 

@@ -92,8 +92,13 @@ def find_student(name: str | Path) -> Path | None:
     folder = model_folder(name)
     if student.PART in read_json(folder / INDEX):
         return folder
-    found = folder.with_name(f"{folder.name}-turbo")
+    found = _student_folder(folder)
     return found if (found / INDEX).is_file() else None
+
+
+def _student_folder(folder: Path) -> Path:
+    whole = folder.absolute()  # "." has no name of its own
+    return whole.with_name(f"{whole.name}-turbo")
 
 
 def student_of(name: str | Path) -> Path:
@@ -104,9 +109,9 @@ def student_of(name: str | Path) -> Path:
     """
     if found := find_student(name):
         return found
-    folder = model_folder(name)
+    folder = _student_folder(model_folder(name))
     raise CheckpointError(
-        f"preset turbo: the model '{name}' has no student ({folder.with_name(f'{folder.name}-turbo')} is no model folder), expected one that `miudiff train` made with task=distill; name it with --model, or take another preset"
+        f"preset turbo: the model '{name}' has no student ({folder} is no model folder), expected one that `miudiff train` made with task=distill; name it with --model, or take another preset"
     )
 
 

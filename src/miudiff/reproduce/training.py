@@ -24,10 +24,9 @@ from miudiff.diffusion.learner import begin_with
 from miudiff.diffusion.score import build_unet
 from miudiff.errors import CheckpointError, ConfigError, DataError
 from miudiff.images import list_images, read_image
-from miudiff.matching import match_share
+from miudiff.matching import match_share, usual
 from miudiff.methods.model import Card, Model, from_runs, load_model, model_folder, save_model, write_palettes
 from miudiff.methods.palette import Palette, measure_palette
-from miudiff.methods.presets import preset
 from miudiff.methods.systems import load_any
 from miudiff.naming import is_nuclear
 from miudiff.reproduce.budget import Budget, Task
@@ -238,7 +237,6 @@ def diffusion_model(
 def _palette(case: Case, model: Model, marker: str, placement: Placement) -> Palette:
     he, ihc = ([read_image(p) for p in list_images(case.images / "train" / stain)] for stain in STAINS)
     measured = measure_palette(he, ihc, is_nuclear(marker), NUCLEUS / case.mpp if case.mpp else CELL)
-    guided = () if model.estimator else ("energy.guidance=none",)
     with suppress(DataError):  # too little tissue to match it on
-        return match_share(model, marker, measured, preset("fast", guided), placement, ihc)
+        return match_share(model, marker, measured, usual(model), placement, ihc)
     return measured

@@ -60,6 +60,8 @@ def run(config: RunConfig, say: Callable[[str], None] = print) -> Path:
         here = replace(placement, device=accelerator.device)
         teacher = _teacher(config, here)
         tiles, count = _tiles(config, teacher, say if main else _silent)
+        if config.held_out:  # needed at the end alone, when it is late to be told that they are not there
+            find_images(config.held_out, config.markers)
         workers = _workers(config, accelerator)
         if main:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -237,7 +239,10 @@ def _fixed(config: RunConfig) -> dict[str, object]:
     """What may not change. Images may lie elsewhere on another machine; after a NaN the optimizer may go on more slowly."""
     nested = {"data": {"root"}, "he": {"root"}}
     nested |= {task: {"optimizer"} for task in get_args(Task)}
-    return config.model_dump(exclude={**dict.fromkeys(_FREE, True), **nested})
+    stages = {part: {"optimizer"} for part in ("regression", "matching")}
+    return config.model_dump(
+        exclude={**dict.fromkeys(_FREE, True), **nested, "distill": {"optimizer": True, **stages}}
+    )
 
 
 def _say_curve(learner: MILearner, config: RunConfig, say: Callable[[str], None]) -> None:

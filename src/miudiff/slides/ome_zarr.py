@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -39,7 +40,7 @@ def export_zarr(store: BlockStore, path: str | Path, mpp: float | None, name: st
     path = Path(path)
     if path.exists() and not (path / "zarr.json").is_file():
         raise DataError(f"{path}: is there and no OME-Zarr image; remove it or name another folder")
-    for killed in path.parent.glob(part_name(path, "*")):
+    for killed in path.parent.glob(part_name(path.with_name(glob.escape(path.name)), "*")):
         shutil.rmtree(killed, ignore_errors=True)
     part = path.with_name(part_name(path, str(os.getpid())))
     try:

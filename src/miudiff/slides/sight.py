@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -176,6 +177,6 @@ def _rectangles(bad: NDArray[np.bool_], x: int, y: int, downsample: float) -> li
     found = []
     for rows, columns in ndimage.find_objects(labels):
         left, top = int((x + columns.start) * downsample), int((y + rows.start) * downsample)
-        right, bottom = -int(-(x + columns.stop) * downsample), -int(-(y + rows.stop) * downsample)
+        right, bottom = math.ceil((x + columns.stop) * downsample), math.ceil((y + rows.stop) * downsample)
         found.append(Rectangle(left, top, right - left, bottom - top))
     return found

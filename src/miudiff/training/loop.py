@@ -192,7 +192,7 @@ def _of_all(failures: Sequence[NonFiniteError]) -> NonFiniteError:
     """One error of what the processes met: gradients are summed over them, so a NaN of one is everybody's, but its loss is its own."""
     told = "; ".join(str(failure) for failure in [f for f in failures if f.here] or failures)
     return NonFiniteError(
-        f"step {failures[0].step}: {told}; look at them, or go on with a lower learning rate (the task's optimizer.lr)"
+        f"step {failures[0].step}: {told}; look at them, or go on with a lower learning rate (the lr of the task's optimizer)"
     )
 
 
@@ -271,6 +271,6 @@ def _trim_log(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             print(f"{path}: dropped a line that was cut off", file=sys.stderr)
     write_bytes(path, "".join(f"{line}\n" for line in kept).encode())

@@ -131,7 +131,7 @@ def _in_folder(he: Path | None, folder: Path, roots: Roots) -> list[Case]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and is_file(path)
     )
     shared = _FolderRecord(folder, roots)
-    cases = [_case(he, path, shared) for path in images if OVERLAY not in path.name]
+    cases = [_case(he, path, shared) for path in images if not stem(path).endswith(OVERLAY)]
     known = [case for case in cases if case.record is not None or case.he is not None]
     if not known:
         found = f"{len(images)} images, none with a record" if images else "no images"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -69,12 +68,18 @@ def record_of(
         "normalise": None if stainer.normalise == "off" else "section",
         "compression": _compression(options.compression),
         "regions": str(job.roi) if job.roi else None,
-        "regions_sha256": hashlib.sha256(job.roi.read_bytes()).hexdigest()[:16]
-        if job.roi and job.roi.is_file()
-        else None,
+        "regions_sha256": _digest(job.roi) if job.roi else None,
         "mark_unreadable": options.mark_unreadable,
         "samples": [],
     }
+
+
+def _digest(roi: Path) -> str | None:
+    """Of the regions' file; None where `read_regions` will say what is wrong with it."""
+    try:
+        return source_digest(roi)[:16] if roi.is_file() else None
+    except (OSError, DataError):
+        return None
 
 
 def _compression(how: Compression) -> str:

@@ -57,6 +57,8 @@ from miudiff.whole_slide.record import (
 
 log = logging.getLogger(__name__)
 
+ZARR = ".ome.zarr"
+
 Elsewhere = Callable[[NoiseKey, HEStains | None], Stained]  # other machines
 
 
@@ -130,6 +132,10 @@ def _translate_job(
         message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
         return _failed(job, message)
     outcome = Outcome(written=(job.target,)) if any(made) else Outcome(skipped=(job.target,))
+    if options.zarr and not (zarr := beside(job.target, ZARR)).exists():
+        outcome += _failed(
+            job, f"{zarr}: is not there, but {job.target} is, and both are written at once; give --overwrite"
+        )
     if options.report and (any(made) or not beside(job.target, ".report.html").exists()):
         try:
             make_report(job.target, say, job.roi)
@@ -245,7 +251,7 @@ def _finish(
     name = f"{stem(job.source)} {marker or 'IHC'} (virtual{', preview' if coarse else ''})"
     notice = f"{NOTICE}; preview: {coarse}" if coarse else NOTICE
     if options.zarr:
-        export_zarr(store, beside(job.target, ".ome.zarr"), record["mpp"], name, notice)
+        export_zarr(store, beside(job.target, ZARR), record["mpp"], name, notice)
     assemble(store, job.target, record["mpp"], name, identity_of(record), notice)
 
 
