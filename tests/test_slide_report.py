@@ -283,6 +283,17 @@ def test_what_lies_in_two_regions_counts_for_both(tmp_path):
     assert found.sums.pixels.tolist() == [2 * 160**2 - 64**2, 160**2, 160**2]
 
 
+def test_no_two_regions_have_one_name():
+    names = ("tumour", "tumour", "tumour (2)", "tumour")
+    drawn = Regions(tuple(square(name, 0, 0, 9, 9) for name in names))
+    assert Drawn(drawn, Plane(9, 9, 1, 1.0, 1)).names == [
+        "tumour",
+        "tumour (2)",
+        "tumour (2) (2)",
+        "tumour (3)",
+    ]
+
+
 def test_identical_samples_have_no_spread_and_agree_everywhere(tmp_path):
     image = discs(512, 512, grid(512, 512, 64), [BROWN, BLUE] * 24 + [BROWN], 8)
     _, found, page = report(case(tmp_path, image, samples=[image, image]))
@@ -335,7 +346,11 @@ def test_without_a_scale_there_are_no_areas_and_no_cells_and_the_page_says_so(tm
     assert found["all"]["positive_area_share"] == pytest.approx(0.5)
     assert not (tmp_path / "case.cells.geojson").exists()
     assert "nobody says how many micrometres" in page
+    assert "Glass was found as if the scale were that of the weights." in page
     assert "mm²</dd>" not in page
+    (tmp_path / "other").mkdir()
+    _, _, page = report(case(tmp_path / "other", virtual, mpp=None, model={"name": "toy", "mpp": None}))
+    assert "Glass was found as if the scale were 0.5 µm per pixel." in page
 
 
 def test_a_coarse_slide_has_areas_and_no_cells(tmp_path):

@@ -61,19 +61,27 @@ class Area:
         return mask
 
 
+def glass_scale(case: Case) -> tuple[float, str]:
+    """The scale that glass is found at, in µm per pixel, and whose it is where nobody states the slide's."""
+    if case.mpp:
+        return case.mpp, "the slide's"
+    model = case.record.get("model")
+    of_model = model.get("mpp") if isinstance(model, dict) else None
+    if is_optical(of_model):
+        return float(of_model), "that of the weights"
+    return GUESSED, f"{GUESSED:g} µm per pixel"
+
+
 def area_of(case: Case, plane: Plane) -> Area:
     """What of a case is measured.
 
     Raises:
         SlideError: The regions cannot be read.
     """
-    of = case.he or case.virtual
-    model = case.record.get("model")
-    of_model = model.get("mpp") if isinstance(model, dict) else None
-    mpp = case.mpp or (of_model if is_optical(of_model) else GUESSED)
+    of, (mpp, _) = case.he or case.virtual, glass_scale(case)
     size = (case.virtual.width, case.virtual.height)
     drawn = read_regions(case.roi, *size) if case.roi is not None else None
-    return Area(plane, tissue_mask(of, float(mpp), around_damage(of)), drawn, _lost(case, size))
+    return Area(plane, tissue_mask(of, mpp, around_damage(of)), drawn, _lost(case, size))
 
 
 def around_damage(slide: Slide) -> Read:

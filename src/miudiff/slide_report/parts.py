@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from typing import Protocol
 
 import numpy as np
@@ -71,12 +71,12 @@ class Drawn:
     def __init__(self, regions: Regions, plane: Plane) -> None:
         self._each = [Regions((polygon,)) for polygon in regions.polygons]
         self._plane = plane
-        seen: Counter[str] = Counter()
-        self.names = []
+        self.names: list[str] = []
         for polygon in regions.polygons:
-            seen[polygon.name] += 1
-            again = f" ({seen[polygon.name]})" if seen[polygon.name] > 1 else ""
-            self.names.append(polygon.name + again)
+            numbered = (f"{polygon.name} ({number})" for number in count(2))
+            self.names.append(
+                next(name for name in chain([polygon.name], numbered) if name not in self.names)
+            )
 
     def members(self, block: Block) -> Iterator[tuple[int, Mask]]:
         left, top, right, bottom = self._plane.box(block)

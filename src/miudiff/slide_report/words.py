@@ -9,7 +9,7 @@ import numpy as np
 
 from miudiff.cells import NUCLEUS
 from miudiff.pages.parts import MISSING
-from miudiff.slide_report.area import Area
+from miudiff.slide_report.area import Area, glass_scale
 from miudiff.slide_report.blocks import POSITIVE
 from miudiff.slide_report.case import Case
 from miudiff.slide_report.measure import OUTLINES, Found
@@ -166,7 +166,7 @@ def left_out(case: Case, area: Area, found: Found) -> list[str]:
     if area.plane.mpp is None:
         lines.append(
             "Areas in mm² and cells: nobody says how many micrometres a pixel is, and both need it. "
-            f"{'Glass was found as if the scale were that of the weights.' if case.record.get('model') else ''}".strip()
+            f"Glass was found as if the scale were {glass_scale(case)[1]}."
         )
     elif found.across is None:
         lines.append(
