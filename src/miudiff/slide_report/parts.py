@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, count
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -72,11 +73,14 @@ class Drawn:
         self._each = [Regions((polygon,)) for polygon in regions.polygons]
         self._plane = plane
         self.names: list[str] = []
+        taken: set[str] = set()
+        again: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(2))
         for polygon in regions.polygons:
-            numbered = (f"{polygon.name} ({number})" for number in count(2))
-            self.names.append(
-                next(name for name in chain([polygon.name], numbered) if name not in self.names)
-            )
+            name = polygon.name
+            while name in taken:
+                name = f"{polygon.name} ({next(again[polygon.name])})"
+            taken.add(name)
+            self.names.append(name)
 
     def members(self, block: Block) -> Iterator[tuple[int, Mask]]:
         left, top, right, bottom = self._plane.box(block)
